@@ -1,0 +1,1 @@
+"""The terms documents, one version a file."""

@@ -1,0 +1,1 @@
+"""potstill room: trainer."""
