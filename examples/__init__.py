@@ -1,0 +1,1 @@
+"""What `potstill init` writes, and the demo."""
