@@ -1,0 +1,196 @@
+"""The one seam to the network: a request goes in, a whole response or an error of ours comes out.
+
+httpx with the aiohttp transport: plain httpx costs five to twenty times the CPU per request because its pool scans every
+connection. Bodies are read raw and unpacked here, within a bound, so that a small response cannot fill the memory.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import aiohttp
+import httpx
+from aiohttp.abc import AbstractResolver, ResolveResult
+from httpx_aiohttp import AiohttpTransport
+
+from collectors.errors import Rejected, TransportError
+from collectors.origin import forbidden_address
+
+# A completion of 4,096 tokens × top-64 is 20 MB of JSON at 4.7 KB a token; scoring a long text may need more.
+MAX_BODY_BYTES = 256 * 1024 * 1024
+_HEAD_BYTES = 64 * 1024
+
+# httpx logs each address at INFO, and with it any key that a server wants in its query string.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+logging.getLogger("httpcore").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to send: `path` begins with `/` and is relative to the endpoint's root; `body` is JSON."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole response: header names in lower case, `body` unpacked, `seconds` from sending to the last byte."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    seconds: float
+
+
+class Sender(Protocol):
+    """Sends one request. Raises TransportError when no whole response arrived."""
+
+    async def send(self, request: Request) -> Response: ...
+
+
+class FakeSender:
+    """A sender without a network: `handler` answers each request. For tests, and for trying a provider by hand."""
+
+    def __init__(self, handler: Callable[[Request], Response | Awaitable[Response]]) -> None:
+        self.requests: list[Request] = []
+        self._handler = handler
+
+    async def send(self, request: Request) -> Response:
+        """Record the request and hand on the handler's answer."""
+        self.requests.append(request)
+        answer = self._handler(request)
+        return answer if isinstance(answer, Response) else await answer
+
+
+class _GuardedResolver(AbstractResolver):
+    """Resolves names as the system does and refuses those that lead to a link-local or metadata address."""
+
+    def __init__(self) -> None:
+        self._inner = aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._inner.resolve(host, port, family)
+        if any(forbidden_address(one["host"]) for one in found):
+            raise OSError(f"{host} leads to a link-local or metadata address, which is never asked")
+        return found
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class HttpSender:
+    """Sends to one origin, with that origin's key, over kept connections.
+
+    base_url: the server's root. api_key: sent as a Bearer token to this origin only; redirects are not followed.
+    connections: the most that are open at once. The caller bounds its own concurrency, so that none waits for one here.
+    timeout_seconds: the longest silence while waiting for a byte, and the longest a whole exchange may take.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        connections: int = 512,
+        timeout_seconds: float = 300.0,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "potstill"}
+        if api_key is not None:
+            headers["Authorization"] = f"Bearer {api_key}"
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30.0)
+        transport = AiohttpTransport(limits=limits, client=lambda: _session(connections))
+        connect = min(30.0, timeout_seconds)
+        self._client = httpx.AsyncClient(
+            base_url=base_url,
+            headers=headers,
+            transport=transport,
+            follow_redirects=False,
+            trust_env=False,
+            timeout=httpx.Timeout(timeout_seconds, connect=connect),
+        )
+        self._root = base_url.rstrip("/")
+        self._timeout = timeout_seconds
+        self._max_body_bytes = max_body_bytes
+
+    async def send(self, request: Request) -> Response:
+        """One exchange; raises TransportError, or Rejected when the body is larger than the bound."""
+        began = time.monotonic()
+        headers = {} if request.body is None else {"Content-Type": "application/json"}
+        sent = self._client.build_request(
+            request.method, self._root + request.path, content=request.body, headers=headers
+        )
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._client.send(sent, stream=True)
+                try:
+                    body = await self._read(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            raise TransportError(f"No whole answer from {self._root} within {self._timeout:g} s.") from error
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
+            raise TransportError(f"The exchange with {self._root} failed: {_reason(error)}.") from error
+        return Response(
+            status=response.status_code,
+            headers={name.lower(): value for name, value in response.headers.items()},
+            body=body,
+            seconds=time.monotonic() - began,
+        )
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
+            raise Rejected("content_encoding", f"the server packed its answer as {encoding!r}, which was not asked for")
+        unpack = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47 if "gzip" in encoding else 15)
+        parts: list[bytes] = []
+        size = 0
+        async for chunk in response.aiter_raw():
+            try:
+                part = chunk if unpack is None else unpack.decompress(chunk, self._max_body_bytes - size + 1)
+            except zlib.error as error:
+                raise TransportError(f"The answer of {self._root} is not valid {encoding}.") from error
+            parts.append(part)
+            size += len(part)
+            if size > self._max_body_bytes:
+                head = b"".join(parts)[:_HEAD_BYTES]
+                detail = f"the body is larger than {self._max_body_bytes:,} bytes; its beginning is kept"
+                raise Rejected("body_too_large", detail, raw=head, status=response.status_code)
+        if unpack is not None and not unpack.eof:
+            raise TransportError(f"The packed answer of {self._root} ended early.")
+        return b"".join(parts)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _session(connections: int) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(
+        limit=connections, ssl=httpx.create_ssl_context(), resolver=_GuardedResolver(), keepalive_timeout=30.0
+    )
+    # A cookie of one answer must not shape the next; header lines of real servers stay far below 64 KiB.
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), max_field_size=64 * 1024)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{error.__class__.__name__}{f' ({text[:200]})' if text else ''}"
