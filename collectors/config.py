@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from policies.identity import Teacher
+from policies.settings import LocalPath, Settings, read_toml
+from policies.use import Use
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationInfo
 from pydantic import field_validator as check_field
 from pydantic import model_validator as check_model
 
 from collectors.origin import check_base_url
-from policies.identity import Teacher
-from policies.settings import LocalPath, Settings, read_toml
-from policies.use import Use
 
 Kind = Literal["embedded", "vllm", "sglang", "llamacpp", "openai", "tgi", "local"]
 Mode = Literal["generate", "score", "classify", "mask"]
@@ -119,7 +119,8 @@ class BudgetSettings(Settings):
 
 
 class PromptSettings(Settings):
-    """Where prompts come from: a .jsonl or .parquet file, or `sql` over it (`FROM prompts`), or over a soft-label table.
+    """Where prompts come from: a .jsonl or .parquet file, or `sql` over it (`FROM prompts`) or over a
+    soft-label table.
 
     `template` builds the prompt from the line's fields (`"Translate: {text}"`); `system` goes before as a system
     message; `as_chat` sends a plain prompt as one user message.
@@ -134,7 +135,7 @@ class PromptSettings(Settings):
 
 
 class AskSettings(Settings):
-    """What is asked for each prompt. `top_k` is the number of candidates per position; `sampling_top_k` shapes sampling."""
+    """What is asked for each prompt. `top_k` candidates come back per position; `sampling_top_k` shapes the sampling."""
 
     mode: Mode = "generate"
     bos: Literal["server", "add"] = "server"

@@ -1,21 +1,9 @@
 """Prompts → requests with keys, minus what the table and the journal have. A key holds everything that decides the
 answer and nothing that does not: no address, no secret, no limit; so the same question is asked once, whoever asks."""
 
-import hashlib
-from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
-import msgspec
-
-from collectors.config import RunConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One chat message."""
-
-    role: str
-    content: str
+from storage.rows import Message as Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
