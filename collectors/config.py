@@ -30,7 +30,9 @@ class TeacherSettings(Settings):
 
 
 class EndpointSettings(Settings):
-    """One place where the teacher answers. `embedded` and `local` have no address; all others need `base_url`."""
+    """One place where the teacher answers. `embedded` and `local` have no address; all others need `base_url`.
+
+    `model_path`: another GGUF for `embedded`."""
 
     kind: Kind
     base_url: str | None = None
@@ -40,7 +42,7 @@ class EndpointSettings(Settings):
     api_key_env: str | None = None
     api_key_file: LocalPath | None = None
     timeout_seconds: PositiveFloat = 300.0
-    gguf: LocalPath | None = None
+    model_path: LocalPath | None = None
     context_length: PositiveInt = 4096
     slots: PositiveInt = 1
 
@@ -65,8 +67,8 @@ class EndpointSettings(Settings):
             raise ValueError(f"kind = {self.kind!r} needs base_url, such as http://127.0.0.1:8000")
         if self.api_key_env is not None and self.api_key_file is not None:
             raise ValueError("give api_key_env or api_key_file, not both")
-        if self.gguf is not None and self.kind != "embedded":
-            raise ValueError("gguf belongs to kind = 'embedded'; a server knows its own model")
+        if self.model_path is not None and self.kind != "embedded":
+            raise ValueError("model_path belongs to kind = 'embedded'; a server knows its own model")
         return self
 
     def api_key(self) -> str | None:
@@ -135,7 +137,7 @@ class PromptSettings(Settings):
 
 
 class AskSettings(Settings):
-    """What is asked for each prompt. `top_k` candidates come back per position; `sampling_top_k` shapes the sampling."""
+    """What is asked for each prompt. `top_k` candidates return per position; `sampling_top_k` shapes the sampling."""
 
     mode: Mode = "generate"
     bos: Literal["server", "add"] = "server"

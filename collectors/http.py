@@ -1,7 +1,7 @@
 """The one seam to the network: a request goes in, a whole response or an error of ours comes out.
 
 httpx with the aiohttp transport: plain httpx costs five to twenty times the CPU per request because its pool scans
-every connection. Bodies are read raw and unpacked here, within a bound, so that a small response cannot fill the memory.
+every connection. Bodies are read raw and unpacked here, within a bound: a small response cannot fill the memory.
 """
 
 import asyncio
