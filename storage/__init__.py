@@ -1,1 +1,44 @@
-"""potstill room: storage."""
+"""potstill room: storage. The soft-label table: small, exact, transactional, open to SQL.
+
+Names are imported on first use, so that the command line stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from storage.codec import Labels as Labels
+    from storage.codec import labels_from_arrow as labels_from_arrow
+    from storage.codec import log_tail as log_tail
+    from storage.errors import StorageError as StorageError
+    from storage.rows import Message as Message
+    from storage.rows import Row as Row
+    from storage.rows import Sampling as Sampling
+    from storage.rows import TailSum as TailSum
+    from storage.rows import TeacherRecord as TeacherRecord
+    from storage.rows import Usage as Usage
+    from storage.rows import rows_from_arrow as rows_from_arrow
+    from storage.rows import rows_to_arrow as rows_to_arrow
+
+_HOME = {
+    "Labels": "storage.codec",
+    "Message": "storage.rows",
+    "Row": "storage.rows",
+    "Sampling": "storage.rows",
+    "StorageError": "storage.errors",
+    "TailSum": "storage.rows",
+    "TeacherRecord": "storage.rows",
+    "Usage": "storage.rows",
+    "labels_from_arrow": "storage.codec",
+    "log_tail": "storage.codec",
+    "rows_from_arrow": "storage.rows",
+    "rows_to_arrow": "storage.rows",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
