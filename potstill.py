@@ -120,8 +120,8 @@ def foreign_room() -> str | None:
         origin = Path(spec.origin) if spec and spec.origin else None
         if origin is None or "potstill room" not in origin.read_text(encoding="utf-8", errors="replace")[:200]:
             return (
-                f"the package '{room}' that Python finds at {origin.parent if origin else 'nowhere'} is not potstill's; "
-                f"uninstall the distribution that brought it and run: pip install --force-reinstall --no-deps potstill"
+                f"the package '{room}' found at {origin.parent if origin else 'nowhere'} is not potstill's; "
+                "uninstall the distribution that brought it, then pip install --force-reinstall --no-deps potstill"
             )
     return None
 

@@ -105,7 +105,7 @@ def test_a_room_that_another_distribution_took_over_is_one_sentence(tmp_path: Pa
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import potstill; potstill.main(['doctor'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"potstill: the package 'trainer' that Python finds at {foreign} is not potstill's")
+    assert done.stderr.startswith(f"potstill: the package 'trainer' found at {foreign} is not potstill's")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -151,13 +151,15 @@ def step_sql() -> None:
     type_command(
         "sql",
         "soft_labels",
-        "SELECT prompt, round(mean_entropy, 2) AS entropy_nats, completion FROM soft_labels ORDER BY mean_entropy DESC LIMIT 3",
+        "SELECT prompt, round(mean_entropy, 2) AS entropy_nats, completion FROM soft_labels"
+        " ORDER BY mean_entropy DESC LIMIT 3",
     )
     say("How much probability do the top 20 miss?")
     type_command(
         "sql",
         "soft_labels",
-        "SELECT count(*) AS tokens, round(avg(tail_mass), 4) AS mean_tail, round(quantile_cont(tail_mass, 0.9), 4) AS p90_tail,"
+        "SELECT count(*) AS tokens, round(avg(tail_mass), 4) AS mean_tail,"
+        " round(quantile_cont(tail_mass, 0.9), 4) AS p90_tail,"
         " round(avg((rank = 1)::INT), 3) AS sampled_the_best FROM tokens",
     )
     say("What did it cost?")
@@ -202,9 +204,11 @@ def step_leftovers() -> None:
         say(f"  demo/{path:<24} {what}")
     code = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "t = AutoTokenizer.from_pretrained('student'); m = AutoModelForCausalLM.from_pretrained('student')\n"
-        "x = t('The ship left the harbour at dawn and', return_tensors='pt')\n"
-        "print('  student:', repr(t.decode(m.generate(**x, max_new_tokens=16, do_sample=False)[0], skip_special_tokens=True)))"
+        "tokenizer = AutoTokenizer.from_pretrained('student')\n"
+        "student = AutoModelForCausalLM.from_pretrained('student')\n"
+        "prompt = tokenizer('The ship left the harbour at dawn and', return_tensors='pt')\n"
+        "answer = student.generate(**prompt, max_new_tokens=16, do_sample=False)[0]\n"
+        "print('  ' + repr(tokenizer.decode(answer, skip_special_tokens=True)))"
     )
     say("\nThe student loads without potstill:")
     environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -230,7 +234,8 @@ def main() -> None:
         print(f"\ndemo: {error}", file=sys.stderr)
         sys.exit(1)
     say(
-        f"\nThe whole story took {time.monotonic() - start:.0f} s. Type the commands again in demo/, with .venv/bin on the path."
+        f"\nThe whole story took {time.monotonic() - start:.0f} s."
+        " Type the commands again in demo/, with .venv/bin on the path."
     )
 
 
