@@ -1,1 +1,113 @@
-"""One file per kind of endpoint."""
+"""What a kind of endpoint must be able to do, and the register of kinds: one module each, imported on use.
+
+A provider only builds requests and reads responses; sending, waiting and storing are the run's. So that every row knows
+the exact tokens that the teacher saw, a provider may ask for preparatory exchanges (rendering, tokenizing) first.
+"""
+
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from collectors.config import AskSettings, EndpointSettings, TeacherSettings
+from collectors.errors import CollectError
+from collectors.http import Request
+from collectors.plan import Item
+from collectors.tokenizer import Tokenizer
+from storage.codec import Labels
+from storage.rows import Usage
+
+if TYPE_CHECKING:
+    from collectors.card import EndpointCard
+
+__all__ = ["KINDS", "Provider", "ProviderUnavailable", "Reading", "provider"]
+
+
+class ProviderUnavailable(CollectError):
+    """The endpoint's kind cannot be served by this installation; the message says what to install or to use instead."""
+
+    exit_code: ClassVar[int] = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one response holds, in the words of the table's columns.
+
+    text: the answer without its reasoning. labels: None where token ids are not known; then `token_bytes` has the bytes
+    of each token. prompt_token_ids: what the teacher saw before the first target, BOS included.
+    """
+
+    text: str
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    labels: Labels | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    token_bytes: tuple[bytes, ...] | None = None
+    logprob_space: str = "unknown"
+    usage: Usage = field(default_factory=Usage)
+    response_id: str | None = None
+    model: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+class Provider(Protocol):
+    """One kind of endpoint. The order of calls for an item:
+
+    while (first := provider.prepare(item)) is not None: item = provider.prepared(item, body of the answer to `first`)
+    reading = provider.read(item, body of the answer to provider.request(item))
+
+    `read` must get the item that `prepared` returned last: it carries the prompt's token ids.
+    """
+
+    kind: str
+
+    def prepare(self, item: Item) -> Request | None:
+        """What must be asked before the item itself (how the server tokenizes its prompt); None when all is known."""
+
+    def prepared(self, item: Item, body: bytes) -> Item:
+        """The item completed by the body of a 200 answer to `prepare`. Raises Rejected."""
+
+    def request(self, item: Item) -> Request:
+        """The request for the item's labels, with every sampling parameter: servers' defaults are not neutral."""
+
+    def read(self, item: Item, body: bytes) -> Reading:
+        """The labels in the body of a 200 answer to `request`. Raises Rejected with a reason code."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    module: str
+    name: str
+    extra: str | None = None  # of this distribution, when the module needs more than the base installation
+
+
+KINDS: dict[str, _Kind] = {
+    "embedded": _Kind("collectors.providers.llamacpp", "LlamaCpp"),
+    "llamacpp": _Kind("collectors.providers.llamacpp", "LlamaCpp"),
+    "openai": _Kind("collectors.providers.openai", "OpenAICompatible"),
+}
+
+
+def provider(
+    kind: str,
+    *,
+    teacher: TeacherSettings,
+    endpoint: EndpointSettings,
+    ask: AskSettings,
+    card: "EndpointCard | None" = None,
+    tokenizer: Tokenizer | None = None,
+) -> Provider:
+    """The provider for `kind`. Raises ProviderUnavailable for a kind or a mode that this version does not have."""
+    if kind not in KINDS:
+        raise ProviderUnavailable(
+            f"endpoint.kind = {kind!r} is not in this version: use one of {', '.join(sorted(KINDS))}."
+        )
+    entry = KINDS[kind]
+    try:
+        found = getattr(importlib.import_module(entry.module), entry.name)
+    except ImportError as error:
+        wanted = f"pip install 'potstill[{entry.extra}]'" if entry.extra else "pip install potstill"
+        raise ProviderUnavailable(
+            f"endpoint.kind = {kind!r} needs the package {error.name!r}, which is not installed: {wanted}"
+        ) from error
+    made: Provider = found(teacher=teacher, endpoint=endpoint, ask=ask, card=card, tokenizer=tokenizer)
+    return made
