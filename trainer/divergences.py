@@ -1,8 +1,8 @@
 """Divergences between teacher p and student q over the same E events, as plain functions of log-probabilities.
 
-An event is a token, or "any other token" (the tail): a divergence of such coarser events is a lower bound of the full one.
-All of them are at least 0, and 0 where p = q, as long as p and q each sum to 1 over the events. An event that does
-not exist at a position has log-probability FLOOR on both sides, so that nothing is ever infinite.
+An event is a token, or "any other token" (the tail): a divergence of coarser events is a lower bound of the full one.
+All are at least 0, and 0 where p = q, as long as p and q each sum to 1 over the events. An event that does not exist at
+a position has log-probability FLOOR on both sides, so that nothing is ever infinite.
 
 Letters: N positions, E events.
 """
@@ -18,13 +18,14 @@ from torch import Tensor
 FLOOR = -1e4
 """The least log-probability: exp(FLOOR) is 0 in float32 and float64, and 0 · FLOOR is 0 where 0 · −inf is NaN."""
 SAME_PROBABILITY = 1e-6
-"""Probabilities closer than this differ by float32 rounding alone: total variation, which has a kink at 0, treats them as equal."""
+"""Probabilities closer than this differ by float32 rounding alone: total variation, which has a kink at 0, calls them
+equal."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def forward_kl(log_p_NE: Tensor, log_q_NE: Tensor) -> Tensor:
-    """Σ p (log p − log q), shape [N], nats. Gradient in the logits of q: q − p. Hinton et al. 2015, arXiv:1503.02531."""
+    """Σ p (log p − log q), shape [N], nats; gradient in the logits q − p. Hinton et al. 2015, arXiv:1503.02531."""
     return (log_p_NE.exp() * (log_p_NE - log_q_NE)).sum(-1)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.divergences import FLOOR
 
 LEAST_TAIL = 1e-7
-"""float32 log-probabilities cannot tell a smaller tail mass from 0 (their sum is known to about 6e-8), so r is at least this."""
+"""float32 log-probabilities cannot tell a smaller tail from none (their sum is known to 6e-8): r is at least this."""
 MISSING = -1e30
 """Stands for the logit −inf: finite, so that differences of two of them are not NaN."""
 
@@ -26,7 +26,7 @@ def teacher_events(
 ) -> Tensor:
     """Teacher log-probabilities [N, K+1]: the candidates rescaled to 1 − r, then log r.
 
-    At a temperature T ≠ 1 the tail's mass is S / (Σ_K p^{1/T} + S), and `tail_sum_N` has to give log S = log Σ_tail p^{1/T}.
+    At a temperature T ≠ 1 the tail's mass is S / (Σ_K p^{1/T} + S), and `tail_sum_N` is log S = log Σ_tail p^{1/T}.
     Missing candidates (−inf) come out as FLOOR.
     """
     log_r_N = log_tail_N.clamp(min=math.log(LEAST_TAIL), max=-LEAST_TAIL)
@@ -46,7 +46,7 @@ def student_events(top_logits_NK: Tensor, tail_lse_N: Tensor, temperature: float
     `tail_lse_N` is log Σ_{v∉K} exp(z_v / T), reduced over the tail's own logits: log(1 − Q) from Q would lose all its
     digits where 1 − Q < 1e-7. The largest event is subtracted first, which keeps the digits of confident positions.
     """
-    logits_NE = torch.cat([(top_logits_NK / temperature).clamp(min=MISSING), tail_lse_N[:, None].clamp(min=MISSING)], -1)
+    logits_NE = torch.cat([top_logits_NK / temperature, tail_lse_N[:, None]], -1).clamp(min=MISSING)
     shifted_NE = logits_NE - logits_NE.detach().amax(-1, keepdim=True)
     return (shifted_NE - torch.logsumexp(shifted_NE, -1, keepdim=True)).clamp(min=FLOOR)
 
