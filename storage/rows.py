@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.codec import Labels, entropy, labels_from_arrow, list_column, round_mantissa
+from storage.errors import InvalidRow
 from storage.invariants import check_row
 from storage.schema import SOFT_LABELS, table_metadata
 
@@ -154,8 +155,15 @@ def rows_to_arrow(rows: Sequence[Row], *, mantissa_bits: int = 8) -> pa.Table:
     arrays = []
     for column in SOFT_LABELS:
         values = columns[column.name] if column.name in columns else [getattr(row, column.name) for row in rows]
-        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, column.type))
+        arrays.append(values if isinstance(values, pa.Array) else _array(values, column))
     return pa.Table.from_arrays(arrays, schema=SOFT_LABELS.with_metadata(table_metadata(mantissa_bits)))
+
+
+def _array(values: list[Any], column: pa.Field) -> pa.Array:
+    try:
+        return pa.array(values, column.type)
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise InvalidRow(f"Rows were not written: a value does not fit the column {column.name} ({error}).") from error
 
 
 def _number_columns(rows: Sequence[Row], mantissa_bits: int) -> dict[str, Any]:

@@ -1,0 +1,194 @@
+"""One Delta table of ours: which files it has at which version, and commits that add and remove files at once.
+
+The table is opened again for each commit (a kept handle grows slow), and the commit's own log entry is synced, since
+the library leaves that to the operating system. File lists come from the log, never from a listing of the folder.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction, RemoveAction, Transaction
+
+from storage.data_files import Written, sync_folder
+from storage.errors import TableDamaged, VersionNotFound, mapped
+
+STATISTICS = ("key", "run_id", "prompt_id", "collected_at")
+LONGEST_BOUND = 128
+"""A longer string is no good bound in a log that every reader loads; the file's own statistics have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedFile:
+    """A data file as the log knows it; `relative` is its path under the table."""
+
+    path: Path
+    relative: str
+    rows: int
+    size: int
+    partition: str | None
+    first: datetime | None  # collected_at
+    last: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A finished file to be registered, with the statistics that the log keeps of it."""
+
+    written: Written
+    partition: str | None
+    statistics: dict[str, Any]
+
+
+class DeltaLog:
+    """The log of one Delta table under `root`, partitioned by `partition` or by nothing."""
+
+    def __init__(self, root: Path, schema: pa.Schema, partition: str | None = None) -> None:
+        self.root = root
+        self.schema = schema
+        self.partition = partition
+
+    def create(self, configuration: Mapping[str, str]) -> None:
+        """Create the table; one that is there already is left as it is."""
+        DeltaTable.create(
+            self.root,
+            self.schema,
+            mode="ignore",
+            partition_by=[self.partition] if self.partition else None,
+            configuration=dict(configuration) | {"delta.enableExpiredLogCleanup": "false"},
+            raise_if_key_not_exists=False,
+        )
+        self._sync(0)
+
+    def exists(self) -> bool:
+        """Whether the first log entry is there."""
+        return (self.root / "_delta_log" / f"{0:020}.json").is_file()
+
+    def open(self, version: int | None = None) -> DeltaTable:
+        """The table at `version` or at its newest. Raises VersionNotFound or TableDamaged."""
+        try:
+            with mapped(self.root):
+                return DeltaTable(self.root, version=version)
+        except TableDamaged as error:
+            if version is None or not isinstance(error.__cause__, DeltaError):
+                raise
+            newest = DeltaTable(self.root).version()
+            raise VersionNotFound(
+                f"{self.root.parent} has no version {version}: its versions are 0 to {newest}."
+            ) from error
+
+    def files(self, table: DeltaTable) -> list[LoggedFile]:
+        """The files of an opened table. Raises TableDamaged where the log names a path outside of it."""
+        actions = pa.table(table.get_add_actions(flatten=True))
+        empty = [None] * actions.num_rows
+        columns = {name: actions.column(name).to_pylist() for name in actions.schema.names if _wanted(name)}
+        partitions = columns.get(f"partition.{self.partition}", empty)
+        firsts, lasts = columns.get("min.collected_at", empty), columns.get("max.collected_at", empty)
+        return [
+            LoggedFile(self._inside(path), path, rows, size, partition, first, last)
+            for path, rows, size, partition, first, last in zip(
+                columns["path"],
+                columns["num_records"],
+                columns["size_bytes"],
+                partitions,
+                firsts,
+                lasts,
+                strict=True,
+            )
+        ]
+
+    def _inside(self, relative: str) -> Path:
+        path = self.root / unquote(relative)
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise TableDamaged(
+                f"The log of {self.root} names {relative!r}, outside of the table: do not use this table."
+            )
+        return path
+
+    def commit(
+        self,
+        table: DeltaTable,
+        *,
+        add: Sequence[NewFile] = (),
+        remove: Sequence[LoggedFile] = (),
+        transaction: tuple[str, int] | None = None,
+        note: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Add and remove files in one commit on top of `table`, just opened; → the new version, synced to disk.
+
+        `transaction` is (writer, sequence); `note` is kept in the log entry as what was done and why.
+        """
+        now = int(time.time() * 1000)
+        actions: list[AddAction | RemoveAction] = [
+            RemoveAction(file.relative, True, now, file.size, self._values(file.partition)) for file in remove
+        ]
+        actions += [
+            AddAction(
+                path=file.written.path.relative_to(self.root).as_posix(),
+                size=file.written.size,
+                partition_values=self._values(file.partition),
+                modification_time=now,
+                data_change=True,
+                stats=json.dumps(file.statistics),
+            )
+            for file in add
+        ]
+        before = table.version()
+        table.create_write_transaction(
+            actions,
+            mode="append",
+            schema=table.schema(),
+            partition_by=[self.partition] if self.partition else None,
+            commit_properties=CommitProperties(
+                custom_metadata=dict(note) if note else None,
+                app_transactions=[Transaction(*transaction)] if transaction else None,
+            ),
+        )
+        table.update_incremental()
+        for version in range(before + 1, table.version() + 1):
+            self._sync(version)
+        return table.version()
+
+    def _values(self, partition: str | None) -> dict[str, str | None]:
+        return {self.partition: partition} if self.partition else {}
+
+    def _sync(self, version: int) -> None:
+        folder = self.root / "_delta_log"
+        descriptor = os.open(folder / f"{version:020}.json", os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_folder(folder)
+
+
+def _wanted(name: str) -> bool:
+    return (
+        name in ("path", "num_records", "size_bytes") or name.startswith("partition.") or name.endswith("collected_at")
+    )
+
+
+def statistics(table: pa.Table) -> dict[str, Any]:
+    """What the log keeps of a file: number of rows and bounds of the columns that prune it."""
+    low: dict[str, str] = {}
+    high: dict[str, str] = {}
+    for name in STATISTICS:
+        if name in table.schema.names and table.num_rows:
+            bounds = pc.min_max(table.column(name)).as_py()
+            if all(len(str(value)) <= LONGEST_BOUND for value in bounds.values()):
+                low[name], high[name] = (_bound(bounds[side]) for side in ("min", "max"))
+    return {"numRecords": table.num_rows, "minValues": low, "maxValues": high, "nullCount": dict.fromkeys(low, 0)}
+
+
+def _bound(value: Any) -> str:
+    return value.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if isinstance(value, datetime) else str(value)

@@ -1,0 +1,69 @@
+"""Locks of the operating system: they die with the process that holds them, so a kill leaves nothing to clean up.
+
+flock is per machine on local disks; two machines that append to one table must share a file system that honours it.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage.errors import RunHeld
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`, waiting for whoever has it. Raises OSError where it cannot be opened to write."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class RunLock:
+    """The one holder of a run; a second one is told who it is."""
+
+    def __init__(self, path: Path, run_id: str) -> None:
+        """Take the lock file at `path` or raise RunHeld at once."""
+        self._path = path
+        self._descriptor = self._take(run_id)
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat("T", "seconds"),
+        }
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
+
+    def _take(self, run_id: str) -> int:
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _holder(descriptor)
+                os.close(descriptor)
+                raise RunHeld(f"Run {run_id} is already running: {holder}. Wait for it, or stop it first.") from None
+            # whoever released it may have removed the file between our open and our lock
+            if self._path.exists() and os.fstat(descriptor).st_ino == self._path.stat().st_ino:
+                return descriptor
+            os.close(descriptor)
+
+    def release(self) -> None:
+        """Let the run go and remove the lock file."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {holder['pid']} on {holder['host']} has held it since {holder['since']}"
+    except (ValueError, KeyError):
+        return "another process has just taken it"

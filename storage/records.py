@@ -1,0 +1,99 @@
+"""What is kept beside the rows as single files: decisions, trainings, tokenizers, each named by a sha256.
+
+A record is written once and never changed; reading one checks it against its name.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from policies.decision import Decision
+from storage.data_files import write_once
+from storage.errors import InvalidRecord, mapped
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Records:
+    """The folders decisions/, trainings/ and tokenizers/ of the table at `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def save_decision(self, decision: Decision) -> str:
+        """Keep a decision under its digest, which is returned; the first of several equal ones stays."""
+        self._save_file("decisions", f"{decision.digest}.json", decision.to_json().encode())
+        return decision.digest
+
+    def decision(self, digest: str) -> Decision:
+        """The decision of that digest. Raises InvalidRecord when it is not there or was altered."""
+        try:
+            return Decision.from_json(self._load_file("decisions", f"{_checked(digest)}.json"))
+        except ValueError as error:
+            raise InvalidRecord(f"The decision {digest[:12]} was altered since it was made: audit again.") from error
+
+    def decisions(self) -> list[Decision]:
+        """All decisions, oldest first."""
+        found = [self.decision(path.stem) for path in self._listed("decisions", ".json")]
+        return sorted(found, key=lambda decision: decision.decided_at)
+
+    def save_training(self, training: Mapping[str, Any]) -> str:
+        """Keep the record of one training (any JSON object) under the digest of its content, which is returned."""
+        content = {"saved_at": datetime.now(UTC).isoformat(), **training}
+        data = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        self._save_file("trainings", f"{digest}.json", data)
+        return digest
+
+    def trainings(self) -> list[dict[str, Any]]:
+        """All training records, oldest first."""
+        found = [json.loads(self._load_file("trainings", path.name)) for path in self._listed("trainings", ".json")]
+        return sorted(found, key=lambda training: str(training["saved_at"]))
+
+    def save_tokenizer(self, data: bytes) -> str:
+        """Keep a tokenizer file, so that the table needs nothing else to be trained on; → the sha256 of its bytes."""
+        digest = hashlib.sha256(data).hexdigest()
+        self._save_file("tokenizers", f"{digest}.json.zst", zstandard.compress(data, 9))
+        return digest
+
+    def tokenizer(self, digest: str) -> bytes:
+        """The tokenizer file of that sha256. Raises InvalidRecord when it is not there or was altered."""
+        packed = self._load_file("tokenizers", f"{_checked(digest)}.json.zst")
+        try:
+            data = zstandard.decompress(packed)
+        except zstandard.ZstdError as error:
+            raise InvalidRecord(f"The tokenizer {digest[:12]} cannot be decompressed: save it again.") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise InvalidRecord(f"The tokenizer {digest[:12]} is not what its name says: save it again.")
+        return data
+
+    def _save_file(self, folder: str, name: str, data: bytes) -> None:
+        with mapped(self._root):
+            write_once(self._root / folder / name, data)
+
+    def _load_file(self, folder: str, name: str) -> bytes:
+        path = self._root / folder / name
+        if not path.is_file():
+            raise InvalidRecord(f"{path} is not there: it was never saved, or the table was copied only in part.")
+        with mapped(path):
+            return path.read_bytes()
+
+    def _listed(self, folder: str, ending: str) -> list[Path]:
+        path = self._root / folder
+        return (
+            sorted(p for p in path.iterdir() if p.suffix == ending and not p.name.startswith("."))
+            if path.is_dir()
+            else []
+        )
+
+
+def _checked(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidRecord(f"{digest[:80]!r} is no digest: give 64 hexadecimal digits.")
+    return digest
