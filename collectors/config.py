@@ -4,17 +4,18 @@ environment variable or a file), never held, so that a configuration can be stor
 import hashlib
 import json
 import os
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from policies.identity import Teacher
-from policies.settings import LocalPath, Settings, read_toml
-from policies.use import Use
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationInfo
 from pydantic import field_validator as check_field
 from pydantic import model_validator as check_model
 
 from collectors.origin import check_base_url
+from policies.identity import Teacher
+from policies.settings import LocalPath, Settings, read_toml
+from policies.use import Use
 
 Kind = Literal["embedded", "vllm", "sglang", "llamacpp", "openai", "tgi", "local"]
 Mode = Literal["generate", "score", "classify", "mask"]
@@ -134,6 +135,14 @@ class PromptSettings(Settings):
     system: str | None = None
     as_chat: bool = False
     licence: str | None = None
+
+    @check_field("template")
+    @classmethod
+    def _check_template(cls, template: str | None) -> str | None:
+        for _, name, form, conversion in string.Formatter().parse(template or ""):
+            if name is not None and (not name.isidentifier() or form or conversion):
+                raise ValueError("a template knows plain named fields only, such as {text}; write {{ for a brace")
+        return template
 
 
 class AskSettings(Settings):

@@ -1,0 +1,184 @@
+"""One endpoint and all that guards it: slots, pauses, allowances, budget, tries. `ask` gets one item a whole answer.
+
+What was reserved for an answer stays reserved until its usage is read: the run then calls `settle`.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from collectors.budget import Budget, Spend, likely_case, spend, worst_case
+from collectors.config import LimitSettings, PriceSettings
+from collectors.errors import EndpointStopped, Poison, Rejected, ServerBusy, Transient, TransportError
+from collectors.http import Request, Response, Sender
+from collectors.limits import EndpointLimit, Grant
+from collectors.plan import Item
+from collectors.providers import Provider
+from collectors.retry import OVERLOAD, allowed_per_minute, attempts, check_status, exhausted_for
+from collectors.slots import Slots
+
+# The row that an engine died of twice is set aside: a third time would take the others' answers down with it again.
+POISON_DEATHS = 2
+_HEALTH = Request("GET", "/health")
+_HEALTH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole 200 response, when it came, and what is still reserved for it."""
+
+    item: Item
+    response: Response
+    received_at: datetime
+    worst: Spend
+    grant: Grant
+    endpoint: "Endpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    response: Response
+    grant: Grant
+
+
+class Endpoint:
+    """Asks one endpoint within its limits; `sent` counts requests, `answered` whole 200 responses."""
+
+    def __init__(
+        self, sender: Sender, provider: Provider, *, limits: LimitSettings, price: PriceSettings | None, budget: Budget
+    ) -> None:
+        self.sender = sender
+        self.provider = provider
+        self.slots = Slots(limits.concurrency)
+        self.limit = EndpointLimit(
+            requests_per_minute=limits.requests_per_minute, tokens_per_minute=limits.tokens_per_minute
+        )
+        self.sent = 0
+        self.answered = 0
+        self._attempts = limits.attempts
+        self._price = price
+        self._budget = budget
+        self._mean_completion: float | None = None
+        # One suspect at a time: when the engine dies again it is clear of which row.
+        self._suspects = asyncio.Lock()
+
+    async def ask(self, item: Item) -> Answer:
+        """Get the item prepared and answered.
+
+        Raises Rejected when the item cannot be answered (Poison when the engine fails on it alone), a Transient error
+        when its tries are used up, EndpointStopped, BudgetSpent.
+        """
+        while (first := self.provider.prepare(item)) is not None:
+            told = await self._insist(first, Spend(1))
+            self._budget.settle(Spend(1), Spend(1))
+            self.limit.settle(told.grant, 0)
+            item = self.provider.prepared(item, told.response.body)
+        worst = worst_case(self._price, item)
+        sent = await self._insist(self.provider.request(item), worst, self._estimate(item))
+        return Answer(item, sent.response, datetime.now(UTC), worst, sent.grant, self)
+
+    async def _insist(self, request: Request, worst: Spend, estimate: float = 0.0) -> "_Sent":
+        answered_before = self.answered
+        deaths = 0
+        try:
+            async for attempt in attempts(self._attempts):
+                with attempt:
+                    try:
+                        if deaths == 0:
+                            return await self._once(request, worst, estimate)
+                        async with self._suspects:
+                            return await self._once(request, worst, estimate)
+                    except TransportError as error:
+                        deaths += not await self._alive()
+                        if deaths >= POISON_DEATHS:
+                            raise Poison("poison", f"the engine died {deaths} times of this row: {error}") from error
+                        raise
+        except Transient as error:
+            if self.answered > answered_before:
+                detail = f"{self._attempts} tries failed while other rows were answered: {error}"
+                raise Poison("poison", detail, status=error.status) from error
+            raise
+        raise AssertionError("tenacity ends by returning or raising")
+
+    async def _once(self, request: Request, worst: Spend, estimate: float) -> "_Sent":
+        await self._budget.reserve(worst)
+        took = Spend()
+        try:
+            async with self.slots:
+                grant = await self.limit.acquire(estimate)
+                took = worst  # from here on it may be billed, until the answer says otherwise
+                return _Sent(await self._exchange(request, grant), grant)
+        except BaseException as error:
+            self._budget.settle(worst, Spend(1) if _not_billed(error) else took)
+            raise
+
+    async def _exchange(self, request: Request, grant: Grant) -> Response:
+        self.sent += 1
+        try:
+            response = await self.sender.send(request)
+            check_status(response)
+        except TransportError as error:
+            self.limit.failed(grant, str(error))
+            raise
+        except ServerBusy as error:
+            if error.status in OVERLOAD:
+                self.slots.refused()
+                self.limit.refused(grant, error.retry_after, str(error))
+            else:
+                self.limit.failed(grant, str(error))
+            raise
+        except (Rejected, EndpointStopped):
+            self.limit.answered(grant)
+            raise
+        except BaseException:
+            self.limit.withdrawn(grant)
+            raise
+        self.answered += 1
+        self.limit.answered(grant)
+        self._heed(response)
+        return response
+
+    def _heed(self, response: Response) -> None:
+        """Follow what a good answer says of the limits, so that none is refused later."""
+        names = response.headers
+        if "x-ratelimit-limit-requests" in names and (allowed := allowed_per_minute(names)) is not None:
+            self.limit.allow(allowed)
+        if (seconds := exhausted_for(names, datetime.now(UTC))) is not None:
+            self.limit.exhausted(seconds)
+
+    async def _alive(self) -> bool:
+        """Whether the server still answers at all after a request that it did not."""
+        try:
+            async with asyncio.timeout(_HEALTH_SECONDS):
+                response = await self.sender.send(_HEALTH)
+        except (TransportError, Rejected, TimeoutError):
+            return False
+        return response.status < 500
+
+    def _estimate(self, item: Item) -> float:
+        likely = likely_case(self._price, item)
+        if self._mean_completion is None:
+            return likely.tokens
+        return likely.prompt_tokens + min(float(item.max_tokens), self._mean_completion)
+
+    def settle(self, answer: Answer, prompt_tokens: int | None, completion_tokens: int | None) -> Spend:
+        """Replace what was reserved for an answer by its usage; what the server does not say counts as the worst."""
+        actual = spend(
+            self._price,
+            answer.worst.prompt_tokens if prompt_tokens is None else prompt_tokens,
+            answer.worst.completion_tokens if completion_tokens is None else completion_tokens,
+        )
+        self._budget.settle(answer.worst, actual)
+        self.limit.settle(answer.grant, actual.tokens)
+        self.slots.answered(actual.tokens)
+        mean = self._mean_completion
+        new = float(actual.completion_tokens)
+        self._mean_completion = new if mean is None else mean + 0.05 * (new - mean)
+        return actual
+
+
+def _not_billed(error: BaseException) -> bool:
+    """A request that was turned away took no tokens; any other failure may have been served before it was lost."""
+    if isinstance(error, Rejected):
+        return error.code != "body_too_large"
+    return isinstance(error, EndpointStopped) or (isinstance(error, ServerBusy) and error.status in OVERLOAD)
