@@ -1,0 +1,65 @@
+"""What every HTTP provider finds in a response, before the numbers are checked; and the way from there to a Reading."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from collectors.errors import Rejected
+from collectors.normalise import Received, normalise
+from collectors.providers import Reading
+from storage.rows import Usage
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One decoded response. `received` is None where it has no token ids; then `token_bytes` may hold the bytes.
+
+    model: the server's name for what answered.
+    """
+
+    text: str
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    received: Received | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    token_bytes: tuple[bytes, ...] | None = None
+    usage: Usage
+    response_id: str | None = None
+    model: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+def reading(answer: Answer, *, k: int, vocabulary: int | None, logprob_space: str, truncated: bool = False) -> Reading:
+    """The answer with its numbers checked and put in order. Raises Rejected."""
+    labels, flags = None, answer.flags
+    if answer.received is not None:
+        normalised = normalise(answer.received, k=k, vocabulary=vocabulary, truncated=truncated)
+        labels = normalised.labels
+        if k and normalised.masked:
+            flags = (*flags, f"masked={normalised.masked}")
+    return Reading(
+        text=answer.text,
+        reasoning=answer.reasoning,
+        finish_reason=answer.finish_reason,
+        labels=labels,
+        prompt_token_ids=answer.prompt_token_ids,
+        token_bytes=answer.token_bytes if labels is None else None,
+        logprob_space=logprob_space if labels is not None else "unknown",
+        usage=answer.usage,
+        response_id=answer.response_id,
+        model=answer.model,
+        flags=flags,
+    )
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """The body as the decoder's type; Rejected (broken_json, wrong_shape) when it is none."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise Rejected("wrong_shape", f"the response is not what this endpoint sends: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected("broken_json", f"the response is no valid JSON: {error}") from error
