@@ -1,0 +1,127 @@
+"""The alignment proof: before the first step, show that each label stands at the token that it predicts.
+
+An off-by-one between labels and tokens trains without an error and ruins the student. So the teacher's own likelihood
+of the text is measured as the batches will be read, and with the labels moved by one to either side: in place must win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.errors import TrainError
+
+SHIFTS = (-1, 0, 1)
+LEAST_TOKENS = 16  # fewer positions prove nothing
+SAMPLE_TOKENS = 4096
+
+
+class NotAligned(TrainError):
+    """The labels do not stand at the tokens that they predict, or name tokens that the student lacks."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentProof:
+    """What was measured: mean log-likelihood (nats) of the next token under the teacher's stored labels, by shift."""
+
+    likelihood: dict[int, float]
+    tokens: int
+    largest_id: int
+    vocabulary: int
+    tokenizer: str
+    templates: tuple[str, ...]
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON-ready data, for the training record."""
+        return asdict(self) | {"likelihood": {f"{shift:+d}": value for shift, value in self.likelihood.items()}}
+
+    def lines(self) -> list[str]:
+        """How a person reads it."""
+        values = ", ".join(f"shift {shift:+d}: {value:.3f}" for shift, value in self.likelihood.items())
+        return [
+            f"alignment over {self.tokens} targets, nats per token: {values}",
+            f"largest id {self.largest_id} of {self.vocabulary}; tokenizer {self.tokenizer}; "
+            f"{len(self.templates)} chat template(s)",
+        ]
+
+
+def prove_alignment(
+    batches: Iterable[Mapping[str, Tensor]], *, vocabulary: int, tokenizer: str, templates: tuple[str, ...] = ()
+) -> AlignmentProof:
+    """Measures up to SAMPLE_TOKENS targets of `batches` (as SoftLabelStream makes them).
+
+    Raises NotAligned when a shifted reading is likelier, when an id lies outside the student's vocabulary, or when
+    there is too little to tell. For text without candidates it is enough that target and next token are equal.
+    """
+    sums, counts = dict.fromkeys(SHIFTS, 0.0), dict.fromkeys(SHIFTS, 0)
+    targets = soft = 0
+    largest = -1
+    for batch in batches:
+        named = [batch[name] for name in ("input_ids", "target_ids", "top_ids") if batch[name].numel()]
+        largest = max(largest, *(int(ids.max()) for ids in named))
+        _check_targets(batch)
+        for shift in SHIFTS:
+            values = _log_likelihood(batch, shift, vocabulary)
+            sums[shift] += float(values.sum())
+            counts[shift] += int(values.numel())
+        targets += int(batch["target_ids"].numel())
+        soft += int((batch["top_ids"] >= 0).any(-1).sum())
+        if targets >= SAMPLE_TOKENS:
+            break
+    if largest >= vocabulary:
+        raise NotAligned(
+            f"The labels name token {largest}, but the student has {vocabulary} tokens; "
+            'use its teacher\'s tokenizer, or vocabulary = "trimmed".'
+        )
+    if targets < LEAST_TOKENS:
+        raise NotAligned(
+            f"The table has {targets} targets to train on; {LEAST_TOKENS} are the least to prove alignment."
+        )
+    likelihood = {shift: sums[shift] / counts[shift] for shift in SHIFTS if counts[shift]}
+    if soft and max(likelihood, key=likelihood.__getitem__) != 0:
+        best = max(likelihood, key=likelihood.__getitem__)
+        raise NotAligned(
+            f"The labels fit the text better when moved by {best:+d} ({likelihood[best]:.3f} against "
+            f"{likelihood[0]:.3f} nats per token): they are not aligned to their tokens. "
+            "Run `potstill verify` on the table and collect it again."
+        )
+    return AlignmentProof(likelihood if soft else {}, targets, largest, vocabulary, tokenizer, templates)
+
+
+def _check_targets(batch: Mapping[str, Tensor]) -> None:
+    """Each target must be the token that follows the position it is read from."""
+    following = batch["input_ids"].reshape(-1)[_neighbour(batch, 1)]
+    wrong = (batch["target_ids"] >= 0) & (following != batch["target_ids"])
+    if bool(wrong.any()):
+        raise NotAligned(
+            f"{int(wrong.sum())} of {wrong.numel()} targets are not the token after the position they are read from; "
+            "this is a fault of the stream, please report it."
+        )
+
+
+def _neighbour(batch: Mapping[str, Tensor], distance: int) -> Tensor:
+    return (batch["loss_index"] + distance).clamp(0, batch["input_ids"].numel() - 1)
+
+
+def _log_likelihood(batch: Mapping[str, Tensor], shift: int, vocabulary: int) -> Tensor:
+    """log p(token at n + shift) under the labels of n, for targets whose neighbour lies in the same document. [M]
+
+    A token outside the candidates gets an equal share of the tail.
+    """
+    position = _neighbour(batch, 1 + shift)
+    ids, documents = batch["input_ids"].reshape(-1), batch["document_ids"].reshape(-1)
+    labelled = (batch["top_ids"] >= 0).any(-1)
+    length = batch["input_ids"].shape[1]
+    same_sequence = position // length == batch["loss_index"] // length
+    usable = labelled & same_sequence & (documents[position] == documents[batch["loss_index"]])
+    hit = batch["top_ids"] == ids[position][:, None]
+    k = (batch["top_ids"] >= 0).sum(-1)
+    in_tail = batch["log_tail"] - torch.log((vocabulary - k).clamp(min=1).float())
+    in_top = torch.where(hit, batch["top_logprobs"], -torch.inf).amax(-1)
+    return torch.where(hit.any(-1), in_top, in_tail.clamp(min=-30.0))[usable].double()

@@ -1,0 +1,112 @@
+"""train.toml as typed settings: what to train on, which student, which loss.
+
+Each section refuses keys that it does not know. `[training]` alone is handed on, to transformers.TrainingArguments,
+with defaults that suit a small student; its names are checked when the training starts: only transformers knows them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from policies.settings import LocalPath, Settings, read_toml
+from trainer.objective import DivergenceName, TailName
+
+Vocabulary = Literal["trimmed", "full"]
+
+
+class StudentSettings(Settings):
+    """Where the student comes from, and its sizes where it is created from a configuration.
+
+    The default sizes make about 3 million parameters besides the embeddings, which two cores train in minutes.
+    """
+
+    from_: Literal["config"] | LocalPath = Field(default="config", alias="from")
+    vocabulary: Vocabulary = "trimmed"
+    """trimmed: only the tokens that the table needs; full: the teacher's own. A local folder brings its own."""
+    candidate_loss: float = Field(default=0.02, ge=0, lt=1)
+    """How much of the teacher's mass per position may fall into the tail because its token was trimmed away."""
+    eos_token: str | None = None
+    """Which token ends a sequence, where the teacher's tokenizer does not say."""
+    architecture: str = "llama"
+    """A causal model type of transformers."""
+    hidden_size: PositiveInt = 256
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    key_value_heads: PositiveInt = 2
+    intermediate_size: PositiveInt = 704
+
+
+class DataSettings(Settings):
+    """How rows become batches. `sequence_length` in tokens, `holdout` as a share of the rows."""
+
+    sequence_length: PositiveInt = 512
+    pack: bool = True
+    seed: int = Field(default=0, ge=0)
+    holdout: float = Field(default=0.05, ge=0, lt=1)
+
+
+class LossSettings(Settings):
+    """The distillation loss; `hard_weight = 1` trains on the realised tokens alone."""
+
+    divergence: DivergenceName = "forward_kl"
+    tail: TailName = "bucket"
+    temperature: PositiveFloat = 1.0
+    hard_weight: float = Field(default=0.1, ge=0, le=1)
+    beta: NonNegativeFloat = 0.5
+    skew: NonNegativeFloat = 0.1
+
+
+class GateSettings(Settings):
+    """Thresholds on the labels' quality and distribution; none is known yet, so the section may only stand empty."""
+
+
+class EvaluateSettings(Settings):
+    """What the student is compared with, and how many examples the report shows."""
+
+    hard_twin: bool = True
+    """Train the same student on hard labels only, on the same rows and steps, and show it beside."""
+    examples: int = Field(default=4, ge=0)
+
+
+class TrainConfig(Settings):
+    """The whole of train.toml. Paths are relative to its folder."""
+
+    table: LocalPath
+    version: int | None = Field(default=None, ge=0)
+    use: LocalPath
+    out: LocalPath
+    student: StudentSettings = StudentSettings()
+    data: DataSettings = DataSettings()
+    loss: LossSettings = LossSettings()
+    gates: GateSettings = GateSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    training: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        student = self.student
+        if student.hidden_size % student.heads or student.heads % student.key_value_heads:
+            raise ValueError("student: heads must divide hidden_size, and key_value_heads must divide heads")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the settings that decide what is trained: all but `out` and `evaluate`."""
+        settings = self.model_dump(mode="json", by_alias=True, exclude={"out", "evaluate"})
+        text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def hard_twin(self) -> TrainConfig:
+        """The same training on hard labels only, beside the student's folder."""
+        loss = self.loss.model_copy(update={"hard_weight": 1.0, "temperature": 1.0, "tail": "bucket"})
+        return self.model_copy(update={"loss": loss, "out": self.out / "hard-twin"})
+
+
+def read_config(path: Path) -> TrainConfig:
+    """train.toml, checked. Raises ConfigError with every error and its place in the file."""
+    return read_toml(path, TrainConfig)
