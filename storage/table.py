@@ -144,7 +144,8 @@ class Table(Records):
                 return Append(opened.version(), 0, len(rows))
             self._index(opened)
             fresh = self._fresh(rows)
-            files = self._write(fresh)
+            bits = check_metadata(opened.metadata().configuration, str(self.path))
+            files = self._write(fresh, bits)
             version = self.log.commit(opened, add=files, transaction=(writer, sequence))
             self._keys.add(row.key for row in fresh)
             self._indexed.update(file.written.path.name for file in files)
@@ -154,10 +155,10 @@ class Table(Records):
         once = {row.key: row for row in reversed(rows)}
         return [row for row in rows if once[row.key] is row and row.key not in self._keys]
 
-    def _write(self, rows: list[Row]) -> list[NewFile]:
+    def _write(self, rows: list[Row], mantissa_bits: int) -> list[NewFile]:
         if not rows:
             return []
-        table = rows_to_arrow(rows, mantissa_bits=self.mantissa_bits)
+        table = rows_to_arrow(rows, mantissa_bits=mantissa_bits)
         self._add_groups(rows)
         files = []
         for group in sorted(set(table.column("audit_group").to_pylist())):
