@@ -1,0 +1,135 @@
+"""SQL over a table version: three views, the records, a few macros; one SELECT, within its limits of time and memory.
+
+The files are those of the log, read through Arrow, so that DuckDB itself needs no access to any file.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from storage.errors import QueryFailed, QueryTimeout, TableDamaged, mapped
+from storage.sandbox import check_query, connect
+from storage.schema import SOFT_LABELS, TIME
+from storage.table import Table
+from storage.views import VIEWS, statements
+
+SECONDS = 600.0
+MEMORY_MB = 2048
+DECISIONS = pa.schema(
+    [
+        ("digest", pa.string()),
+        ("action", pa.string()),
+        ("verdict", pa.string()),
+        ("bundle", pa.string()),
+        ("decided_at", TIME),
+        ("record", pa.string()),
+    ]
+)
+
+
+def sql(
+    path: Path | str | Table,
+    query: str,
+    *,
+    version: int | None = None,
+    seconds: float = SECONDS,
+    memory_mb: int = MEMORY_MB,
+) -> pa.Table:
+    """Run one SELECT over a table (its newest version, or `version`) and return the result.
+
+    `memory_mb` bounds what DuckDB works with and, again, the size of the result. Raises QueryRefused, QueryFailed,
+    QueryTimeout, and what opening the table raises.
+    """
+    table = path if isinstance(path, Table) else Table.open(path, version)
+    with mapped(table.path):
+        connection = connect(_sources(table), statements(), f"{memory_mb}MB")
+    with connection, _interrupted_after(connection, seconds) as timed_out:
+        try:
+            check_query(connection, query, set(VIEWS))
+            return _result(connection, query, memory_mb)
+        except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
+            raise _named(error, seconds if timed_out.is_set() else None) from error
+
+
+def _sources(table: Table) -> dict[str, pa.Table | pads.Dataset]:
+    return {
+        "soft_labels": dataset(table),
+        "runs": table.run_ledger.read(),
+        "rejects": table.rejects.read(),
+        "decisions": _decisions(table),
+    }
+
+
+def dataset(table: Table) -> pa.Table | pads.Dataset:
+    """The rows of a table version as an Arrow dataset of exactly the files that its log names."""
+    files = [str(file.path) for file in table.files()]
+    if not files:
+        return SOFT_LABELS.empty_table()
+    missing = next((file for file in files if not Path(file).is_file()), None)
+    if missing is not None:
+        raise TableDamaged(f"The data file {missing} is missing: `potstill verify` names what is damaged.")
+    return pads.dataset(files, schema=SOFT_LABELS, format="parquet")
+
+
+def _decisions(table: Table) -> pa.Table:
+    lines = [
+        {
+            "digest": decision.digest,
+            "action": decision.action,
+            "verdict": decision.verdict,
+            "bundle": decision.bundle,
+            "decided_at": decision.decided_at,
+            "record": decision.to_json(),
+        }
+        for decision in table.decisions()
+    ]
+    return pa.Table.from_pylist(lines, schema=DECISIONS)
+
+
+def _result(connection: Any, query: str, memory_mb: int) -> pa.Table:
+    reader = connection.sql(query).to_arrow_reader(10_000)
+    batches, size = [], 0
+    for batch in reader:
+        size += batch.nbytes
+        if size > memory_mb * 2**20:
+            raise QueryFailed(f"The result is larger than {memory_mb} MB: select fewer columns, or add a LIMIT.")
+        batches.append(batch)
+    return pa.Table.from_batches(batches, schema=reader.schema)
+
+
+@contextmanager
+def _interrupted_after(connection: Any, seconds: float) -> Iterator[threading.Event]:
+    ended, timed_out = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        # an interrupt between two steps of the query is lost, so it is repeated until the query has ended
+        pause = seconds
+        while not ended.wait(pause):
+            timed_out.set()
+            connection.interrupt()
+            pause = 0.05
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield timed_out
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _named(error: Exception, seconds: float | None) -> QueryFailed | QueryTimeout | TableDamaged:
+    text = str(error).strip()
+    if seconds is not None:
+        return QueryTimeout(f"The query was stopped after {seconds:g} s: filter more, or give it more time.")
+    if "Out of Memory" in text or "failed to allocate" in text:
+        return QueryFailed("The query needs more memory than it may use: filter more, or select fewer columns.")
+    if "arquet" in text and ("page" in text or "footer" in text or "corrupt" in text.lower() or "CRC" in text):
+        return TableDamaged(f"A data file cannot be read ({text.splitlines()[0][:200]}): run `potstill verify`.")
+    return QueryFailed(f"The query failed: {text}")
