@@ -1,0 +1,202 @@
+"""What happens to a response after it arrived: durable in the journal, then read, then committed in batches, then let go.
+
+Everything that blocks runs in threads; one group is written while the next one arrives, so the group grows with the load
+and each sync to disk serves more responses. The price of a batch is the time until its rows can be seen.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from collectors.asking import Answer
+from collectors.labelling import Provenance, entry, label
+from collectors.providers import Provider
+from storage.journal import Journal, RawResponse
+from storage.ledgers import Reject
+from storage.rows import Row
+from storage.table import Table
+
+# A batch of this many numbers takes some hundred megabytes while it is written.
+_BATCH_VALUES = 8_000_000
+_BATCH_ROWS = 5_000
+# The first rows can be seen soon; a long run makes few, large files. Seconds.
+_FIRST_COMMIT = 5.0
+_LONGEST_WAIT = 60.0
+_QUEUE = 512
+_GROUP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One response on its way to the journal; `answer` is None for a request that was rejected by its status."""
+
+    raw: RawResponse
+    answer: Answer | None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a start of a run came to so far."""
+
+    committed: int = 0
+    rejected: int = 0
+    duplicates: int = 0
+    tokens: int = 0
+
+
+def received(shared: Provenance, answer: Answer) -> Received:
+    """An answer as the journal keeps it."""
+    item, response = answer.item, answer.response
+    raw = RawResponse(
+        key=item.key,
+        prompt_id=item.prompt_id,
+        sample_index=item.sample_index,
+        item=entry(shared, item),
+        status=response.status,
+        headers=response.headers,
+        body=response.body,
+        received_at=answer.received_at,
+    )
+    return Received(raw, answer)
+
+
+class Keeper:
+    """Journals, reads and commits what `keep` is given, until `close`.
+
+    committed: called after each commit with the counts so far; it runs in a thread and may write.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        table: Table,
+        provider: Provider,
+        run_id: str,
+        *,
+        settled: Callable[[Received, Row | Reject], None],
+        committed: Callable[[Counts], None],
+    ) -> None:
+        self.counts = Counts()
+        self._journal = journal
+        self._table = table
+        self._provider = provider
+        self._run_id = run_id
+        self._settled = settled
+        self._committed = committed
+        self._queue: asyncio.Queue[Received | None] = asyncio.Queue(_QUEUE)
+        self._batch: list[Row | Reject] = []
+        self._values = 0
+        self._commit: asyncio.Task[None] | None = None
+        self._sequence = max([table.committed_sequence(run_id), *journal.batches(), -1]) + 1
+
+    async def keep(self, one: Received) -> None:
+        """Hand a response over; waits while the disk is behind."""
+        await self._queue.put(one)
+
+    async def close(self) -> None:
+        """No more is coming: `work` ends when all is committed."""
+        await self._queue.put(None)
+
+    async def work(self) -> None:
+        """Run until `close`; raises what the disk raises, with everything that was journalled kept."""
+        loop = asyncio.get_running_loop()
+        began = last = loop.time()
+        open_end = True
+        try:
+            while open_end:
+                pause = min(_LONGEST_WAIT, max(_FIRST_COMMIT, (last - began) / 10))
+                group, open_end = await self._next_group(last + pause - loop.time())
+                if group:
+                    await self._take(group)
+                if self._commit is not None and self._commit.done():
+                    await self._end_commit()
+                if self._full() or loop.time() >= last + pause:
+                    await self._start_commit()
+                    last = loop.time()
+            await self._start_commit()
+            await self._end_commit()
+        finally:
+            if self._commit is not None:
+                await asyncio.gather(self._commit, return_exceptions=True)
+
+    async def _next_group(self, seconds: float) -> tuple[list[Received], bool]:
+        group: list[Received] = []
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                first = await self._queue.get()
+        except TimeoutError:
+            return group, True
+        if first is None:
+            return group, False
+        group.append(first)
+        while len(group) < _GROUP and not self._queue.empty():
+            more = self._queue.get_nowait()
+            if more is None:
+                return group, False
+            group.append(more)
+        return group, True
+
+    async def _take(self, group: list[Received]) -> None:
+        outcomes = await asyncio.to_thread(self._record_and_label, [one.raw for one in group])
+        for one, outcome in zip(group, outcomes, strict=True):
+            self._settled(one, outcome)
+        self._batch += outcomes
+        self._values += sum(map(_values, outcomes))
+
+    def _record_and_label(self, raws: Sequence[RawResponse]) -> list[Row | Reject]:
+        self._journal.record(raws)
+        return [label(raw, self._provider, self._run_id) for raw in raws]
+
+    def _full(self) -> bool:
+        return len(self._batch) >= _BATCH_ROWS or self._values >= _BATCH_VALUES
+
+    async def _start_commit(self) -> None:
+        await self._end_commit()
+        if self._batch:
+            batch, self._batch, self._values = self._batch, [], 0
+            sequence, self._sequence = self._sequence, self._sequence + 1
+            self._commit = asyncio.create_task(asyncio.to_thread(self._commit_batch, batch, sequence))
+
+    async def _end_commit(self) -> None:
+        commit, self._commit = self._commit, None
+        if commit is not None:
+            await commit
+
+    def _commit_batch(self, batch: Sequence[Row | Reject], sequence: int) -> None:
+        self._journal.assign([one.key for one in batch], sequence)
+        self._write(batch, sequence)
+
+    def _write(self, batch: Sequence[Row | Reject], sequence: int) -> None:
+        rows = [one for one in batch if isinstance(one, Row)]
+        rejects = [one for one in batch if isinstance(one, Reject)]
+        written = self._table.append(rows, writer=self._run_id, sequence=sequence)
+        kept = self._table.append_rejects(rejects, writer=self._run_id, sequence=sequence)
+        self.counts.committed += written.written
+        self.counts.duplicates += written.duplicates
+        self.counts.rejected += kept
+        self.counts.tokens += sum(len(row.labels.token_ids) for row in rows if row.labels is not None)
+        self._committed(self.counts)
+        self._journal.release(sequence)
+
+    def recover(self) -> list[tuple[RawResponse, Row | Reject]]:
+        """Commit what an earlier start left in the journal, with no new request; → each response with its fate."""
+        fates: list[tuple[RawResponse, Row | Reject]] = []
+        for sequence in self._journal.batches():
+            fates += self._recover(list(self._journal.batch(sequence)), sequence)
+        left = list(self._journal.open_responses())
+        if left:
+            sequence, self._sequence = self._sequence, self._sequence + 1
+            self._journal.assign([raw.key for raw in left], sequence)
+            fates += self._recover(left, sequence)
+        return fates
+
+    def _recover(self, raws: list[RawResponse], sequence: int) -> list[tuple[RawResponse, Row | Reject]]:
+        outcomes = [label(raw, self._provider, self._run_id) for raw in raws]
+        self._write(outcomes, sequence)
+        return list(zip(raws, outcomes, strict=True))
+
+
+def _values(outcome: Row | Reject) -> int:
+    if isinstance(outcome, Reject) or outcome.labels is None:
+        return 0
+    return int(outcome.labels.top_ids.size + outcome.labels.token_ids.size)
