@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from trainer.losses import distillation_loss as distillation_loss
     from trainer.losses import student_logits as student_logits
     from trainer.objective import Objective as Objective
+    from trainer.stream import SoftLabelStream as SoftLabelStream
 
 _HOME = {
     "LossParts": "trainer.losses",
     "LossRefused": "trainer.errors",
     "Objective": "trainer.objective",
     "RowGroupLost": "trainer.errors",
+    "SoftLabelStream": "trainer.stream",
     "SoftTargets": "trainer.losses",
     "StreamRefused": "trainer.errors",
     "TrainError": "trainer.errors",

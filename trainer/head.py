@@ -78,7 +78,7 @@ def project(
 
 
 class _Project(torch.autograd.Function):
-    """The gradient in z_v of a loss of (z_K, L = log Σ_tail e^z, z_y) is g_K[v] on K, g_L · e^{z_v − L} on the tail, and
+    """The gradient in z_v of a loss of (z_K, L = log Σ_tail e^z, z_y): g_K[v] on K, g_L · e^{z_v − L} on the tail, and
     g_y more on y; with a temperature, L_T adds g_{L_T} · e^{z_v/T − L_T} / T on the tail."""
 
     @staticmethod

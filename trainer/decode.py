@@ -1,0 +1,185 @@
+"""Row groups to tensors, by Arrow buffers: no Python object per number.
+
+Reads whole row groups, then copies the labels of the rows that a batch needs; the price is that every rank decodes the
+labels of all ranks. The one place where targets are shifted: a causal student's position n − 1 predicts token n.
+
+Letters: N loss tokens, K candidates, B sequences, S positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage.codec import list_values
+from trainer.errors import StreamRefused
+from trainer.index import READ_ERRORS, RowIndex, open_parquet
+
+COLUMNS = ["prompt_token_ids", "token_ids", "token_logprobs", "top_ids", "top_logprobs", "log_tail"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListColumn:
+    """One list column of a row group: the values of row i are values[offsets[i] : offsets[i + 1]]."""
+
+    offsets: NDArray[np.int64]
+    values: NDArray[Any]
+
+    def row(self, i: int) -> NDArray[Any]:
+        """A view."""
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+
+Labels = dict[int, dict[str, ListColumn]]
+"""Decoded row groups of a window, by block number; a damaged block is absent."""
+
+
+def read_blocks(index: RowIndex, blocks: Sequence[int], columns: Sequence[str]) -> Labels:
+    """Decode some columns of some row groups.
+
+    Raises RowGroupLost when more of the table is unreadable than was allowed.
+    """
+    labels: Labels = {}
+    for number in blocks:
+        block = index.blocks[number]
+        try:
+            with open_parquet(block.path) as parquet:
+                table = parquet.read_row_group(block.group, columns=list(columns))
+        except READ_ERRORS as error:
+            index.damage.add(str(block), int(index.first_row[number + 1] - index.first_row[number]), error)
+        else:
+            labels[number] = {name: ListColumn(*list_values(table.column(name))) for name in columns}
+    return labels
+
+
+@dataclass(frozen=True, slots=True)
+class Assembler:
+    """Makes batches of decoded rows.
+
+    Args:
+        id_map: teacher id → student id, −1 = not in the student's vocabulary: such a candidate falls into the tail, such
+            a realised token is no target.
+        unknown_id: the student's id for an input token that it does not have; without one such a token is refused.
+        source_weights: what a loss token counts for by its row's prompt_source; 1 for sources not named.
+        width: positions of every sequence; None: as many as the longest of the global batch takes.
+    """
+
+    index: RowIndex
+    id_map: NDArray[np.int64] | None
+    unknown_id: int | None
+    source_weights: Mapping[str, float]
+    width: int | None
+
+    def batch(self, packs: Sequence[tuple[tuple[int, ...], Labels]], share: slice) -> dict[str, Tensor]:
+        """The tensors of one rank's share of a global batch; their width and K depend on the global batch alone.
+
+        Raises StreamRefused when an input token is not in the student's vocabulary and there is no `unknown_id`.
+        """
+        index = self.index
+        everything = np.concatenate([rows for rows, _ in packs])
+        width = self.width or int(index.slots[everything].max())
+        k = max(int(index.k[everything].max()), 1)
+        mine = packs[share]
+        placed = [place for place in _places(index, mine) if place.columns is not None]
+        out = _empty_batch(len(mine), width, int(sum(index.loss_tokens[place.row] for place in placed)), k)
+        first = 0
+        for place in placed:
+            first = _fill(out, index, place, first)
+        weight_of = np.array([self.source_weights.get(source, 1.0) for source in index.sources], dtype=np.float32)
+        rows = np.array([place.row for place in placed], dtype=np.int64)
+        out["weight"] = np.repeat(weight_of[index.source[rows]], index.loss_tokens[rows])
+        self._to_student_ids(out)
+        out["weight"][(out["target_ids"] < 0) & (out["top_ids"] < 0).all(1)] = 0
+        out["rows"], out["tokens"] = np.array(len(rows)), np.array(first)
+        return {name: torch.from_numpy(array) for name, array in out.items()}
+
+    def _to_student_ids(self, out: dict[str, NDArray[Any]]) -> None:
+        if self.id_map is not None:
+            lost_NK = out["top_ids"] >= 0
+            for name in ("input_ids", "target_ids", "top_ids"):
+                ids = out[name]
+                known = (ids >= 0) & (ids < len(self.id_map))
+                out[name] = np.where(known, self.id_map[np.where(known, ids, 0)], -1)
+            lost_NK &= out["top_ids"] < 0
+            lost_N = np.where(lost_NK, np.exp(out["top_logprobs"], dtype=np.float64), 0).sum(1)
+            with np.errstate(divide="ignore"):
+                out["log_tail"] = np.logaddexp(out["log_tail"], np.log(lost_N)).astype(np.float32)
+            out["top_logprobs"][lost_NK] = -np.inf
+        unknown_BS = (out["input_ids"] < 0) & (out["document_ids"] > 0)
+        if unknown_BS.any():
+            if self.unknown_id is None:
+                raise StreamRefused(
+                    f"{int(unknown_BS.sum())} input tokens of a batch are not in the student's vocabulary: give the "
+                    "student an unknown token, or keep all ids that occur when its vocabulary is trimmed"
+                )
+            out["input_ids"][unknown_BS] = self.unknown_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A row, where it lies in the batch, and its decoded row group (None where that is damaged)."""
+
+    row: int
+    sequence: int
+    slot: int
+    document: int
+    columns: dict[str, ListColumn] | None
+
+
+def _places(index: RowIndex, packs: Sequence[tuple[tuple[int, ...], Labels]]) -> Iterator[_Place]:
+    for sequence, (rows, labels) in enumerate(packs):
+        slot = 0
+        blocks = np.searchsorted(index.first_row, rows, side="right") - 1
+        for document, (row, block) in enumerate(zip(rows, blocks.tolist(), strict=True), 1):
+            yield _Place(row, sequence, slot, document, labels.get(block))
+            slot += int(index.slots[row])
+
+
+def _empty_batch(sequences: int, width: int, count: int, k: int) -> dict[str, NDArray[Any]]:
+    return {
+        "input_ids": np.zeros((sequences, width), dtype=np.int64),
+        "position_ids": np.zeros((sequences, width), dtype=np.int64),
+        "document_ids": np.zeros((sequences, width), dtype=np.int64),
+        "loss_index": np.empty(count, dtype=np.int64),
+        "target_ids": np.empty(count, dtype=np.int64),
+        "target_logprobs": np.empty(count, dtype=np.float32),
+        "top_ids": np.full((count, k), -1, dtype=np.int64),
+        "top_logprobs": np.full((count, k), -np.inf, dtype=np.float32),
+        "log_tail": np.empty(count, dtype=np.float32),
+        "from_teacher": np.empty(count, dtype=bool),
+    }
+
+
+def _fill(out: dict[str, NDArray[Any]], index: RowIndex, place: _Place, first: int) -> int:
+    """Copy one row into the batch, its loss tokens from number `first` on; → the number after them."""
+    row, columns = place.row, place.columns
+    assert columns is not None
+    i, prompt, slots, k = (
+        int(column[row]) for column in (index.row_in_block, index.prompt_length, index.slots, index.k)
+    )
+    skipped, count = int(index.first_target[row]), int(index.loss_tokens[row])
+    tokens = columns["token_ids"].row(i)
+    ids = np.concatenate([columns["prompt_token_ids"].row(i), tokens])[:slots]
+    here = (place.sequence, slice(place.slot, place.slot + slots))
+    out["input_ids"][here], out["position_ids"][here], out["document_ids"][here] = ids, np.arange(slots), place.document
+
+    if index.masked[row]:
+        read_from = columns["target_positions"].row(i)
+    else:
+        read_from = np.arange(prompt + skipped - 1, prompt + skipped - 1 + count)  # the shift: token n is read at n − 1
+    targets, labels = slice(first, first + count), slice(skipped, skipped + count)
+    out["loss_index"][targets] = place.sequence * out["input_ids"].shape[1] + place.slot + read_from
+    out["target_ids"][targets] = tokens[labels]
+    out["target_logprobs"][targets] = columns["token_logprobs"].row(i)[labels]
+    out["log_tail"][targets] = columns["log_tail"].row(i)[labels] if k else 0.0
+    out["from_teacher"][targets] = index.from_teacher[row]
+    if k:
+        for name in ("top_ids", "top_logprobs"):
+            out[name][targets, :k] = columns[name].row(i).reshape(-1, k)[labels]
+    return first + count
