@@ -151,11 +151,11 @@ class EmbeddedServer:
         return bool(ready), self._child.stdout.readline().decode().strip() if ready else ""
 
     def _last_words(self) -> str:
-        """The last error line of the log, else its last line."""
+        """The first error in the log, which the others follow from; else its last line."""
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if " E " in line]
-        last = (errors or lines or ["it said nothing"])[-1]
-        return "".join(letter for letter in last if letter.isprintable())
+        words = errors[0].partition(" E ")[2] if errors else lines[-1] if lines else "it said nothing"
+        return "".join(letter for letter in words if letter.isprintable())
 
     def stop(self) -> None:
         """End the child and wait for it; the log is kept only when it did not start."""
