@@ -5,6 +5,7 @@ every connection. Bodies are read raw and unpacked here, within a bound: a small
 """
 
 import asyncio
+import errno
 import logging
 import socket
 import time
@@ -81,7 +82,7 @@ class _GuardedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         found = await self._inner.resolve(host, port, family)
         if any(forbidden_address(one["host"]) for one in found):
-            raise OSError(f"{host} leads to a link-local or metadata address, which is never asked")
+            raise OSError(errno.EACCES, f"{host} leads to a link-local or metadata address, which is never asked")
         return found
 
     async def close(self) -> None:
@@ -192,5 +193,5 @@ def _session(connections: int) -> aiohttp.ClientSession:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{error.__class__.__name__}{f' ({text[:200]})' if text else ''}"
+    text = " ".join(str(error).split()).rstrip(".")
+    return text[:300] or error.__class__.__name__

@@ -1,6 +1,6 @@
-"""What happens to a response after it arrived: durable in the journal, then read, then committed in batches, then let go.
+"""What happens to a response after it arrived: durable in the journal, read, committed in a batch, then let go.
 
-Everything that blocks runs in threads; one group is written while the next one arrives, so the group grows with the load
+Everything that blocks runs in threads. One group is written while the next arrives, so the group grows with the load
 and each sync to disk serves more responses. The price of a batch is the time until its rows can be seen.
 """
 

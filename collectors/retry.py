@@ -97,7 +97,7 @@ def exhausted_for(headers: Mapping[str, str], now: datetime) -> float | None:
     """Seconds until an allowance that is used up returns, by the rate-limit headers of OpenAI, Anthropic and others."""
     waits = []
     for name, value in headers.items():
-        if "ratelimit-remaining" in name and _number(value) == 0:
+        if "ratelimit" in name and "remaining" in name and _number(value) == 0:
             wait = _reset(headers.get(name.replace("remaining", "reset"), ""), now)
             if wait is not None:
                 waits.append(min(_LONGEST_WAIT_SECONDS, wait))
