@@ -42,11 +42,16 @@ class Spend:
         return self + Spend(-other.requests, -other.prompt_tokens, -other.completion_tokens, -other.usd)
 
 
+def cost_usd(input_per_million: float, output_per_million: float, prompt_tokens: int, completion_tokens: int) -> float:
+    """US dollars for so many tokens at so many US dollars per million of each."""
+    return (input_per_million * prompt_tokens + output_per_million * completion_tokens) / 1e6
+
+
 def spend(price: PriceSettings | None, prompt_tokens: int, completion_tokens: int) -> Spend:
     """One request of so many tokens at this price; without a price it costs nothing."""
     usd = 0.0
     if price is not None:
-        usd = (price.input_per_million * prompt_tokens + price.output_per_million * completion_tokens) / 1e6
+        usd = cost_usd(price.input_per_million, price.output_per_million, prompt_tokens, completion_tokens)
     return Spend(1, prompt_tokens, completion_tokens, usd)
 
 
