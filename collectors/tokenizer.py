@@ -111,13 +111,13 @@ def _from_huggingface(path: Path) -> Tokenizer:
     try:
         data = path.read_bytes()
         record = json.loads(data)
-        vocabulary = 1 + max(_huggingface_ids(record).values())
+        ids = dict(_learned(record) + _added(record))
+        vocabulary = 1 + max(ids.values())
     except OSError as error:
         raise TokenizerError(f"The teacher's tokenizer {path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{path} is no tokenizer.json of Hugging Face tokenizers: {error!r}.") from error
     config = _json_beside(path, "tokenizer_config.json")
-    ids = _huggingface_ids(record)
     bos, eos = (ids.get(_content(config.get(name)) or "") for name in ("bos_token", "eos_token"))
     template = _template(path, config)
     return Tokenizer(
@@ -173,14 +173,18 @@ def _steps(step: Any, name: str) -> list[Mapping[str, Any]]:
     return list(step.get(name, [])) if step.get("type") == "Sequence" else [step]
 
 
-def _huggingface_ids(record: Mapping[str, Any]) -> dict[str, int]:
+def _added(record: Mapping[str, Any]) -> list[tuple[str, int]]:
+    return [(token["content"], token["id"]) for token in record.get("added_tokens") or []]
+
+
+def _learned(record: Mapping[str, Any]) -> list[tuple[str, int]]:
     vocabulary = record["model"]["vocab"]
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((w, i) for i, (w, _) in enumerate(vocabulary))
-    return dict(pairs) | {token["content"]: token["id"] for token in record.get("added_tokens") or []}
+    if isinstance(vocabulary, dict):
+        return list(vocabulary.items())
+    return [(text, token_id) for token_id, (text, _) in enumerate(vocabulary)]  # unigram
 
 
 def _huggingface_bytes(record: Mapping[str, Any]) -> dict[int, bytes]:
-    literal = {token["id"]: token["content"].encode() for token in record.get("added_tokens") or []}
     decoders = [step.get("type") for step in _steps(record.get("decoder"), "decoders")]
     if "ByteLevel" in decoders:
         turn = _byte_level
@@ -191,7 +195,7 @@ def _huggingface_bytes(record: Mapping[str, Any]) -> dict[int, bytes]:
             "The teacher's tokenizer.json is neither byte-level nor SentencePiece: its tokens cannot be told by bytes, "
             "so the endpoint must give token ids."
         )
-    return {i: turn(text) for text, i in _huggingface_ids(record).items()} | literal
+    return {i: turn(text) for text, i in _learned(record)} | {i: text.encode() for text, i in _added(record)}
 
 
 def _gguf_bytes(record: Mapping[str, Any]) -> dict[int, bytes]:

@@ -26,7 +26,7 @@ def exchange() -> Callable[[str], dict[str, Any]]:
 @pytest.fixture(scope="session")
 def teacher_server() -> Iterator[EmbeddedServer]:
     """A real llama.cpp with the real small teacher, two slots, started once."""
-    with EmbeddedServer(context_length=512, slots=2) as server:
+    with EmbeddedServer(context_length=512, slots=2, threads=1) as server:
         yield server
 
 
