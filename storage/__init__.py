@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from storage.codec import labels_from_arrow as labels_from_arrow
     from storage.codec import log_tail as log_tail
     from storage.errors import StorageError as StorageError
+    from storage.journal import Journal as Journal
+    from storage.journal import RawResponse as RawResponse
+    from storage.keys import KeySet as KeySet
+    from storage.ledgers import Reject as Reject
+    from storage.ledgers import RunRecord as RunRecord
+    from storage.query import sql as sql
     from storage.rows import Message as Message
     from storage.rows import Row as Row
     from storage.rows import Sampling as Sampling
@@ -19,13 +25,24 @@ if TYPE_CHECKING:
     from storage.rows import Usage as Usage
     from storage.rows import rows_from_arrow as rows_from_arrow
     from storage.rows import rows_to_arrow as rows_to_arrow
+    from storage.table import Append as Append
+    from storage.table import DataFile as DataFile
+    from storage.table import Table as Table
 
 _HOME = {
+    "Append": "storage.table",
+    "DataFile": "storage.table",
+    "Journal": "storage.journal",
+    "KeySet": "storage.keys",
     "Labels": "storage.codec",
     "Message": "storage.rows",
+    "RawResponse": "storage.journal",
+    "Reject": "storage.ledgers",
     "Row": "storage.rows",
+    "RunRecord": "storage.ledgers",
     "Sampling": "storage.rows",
     "StorageError": "storage.errors",
+    "Table": "storage.table",
     "TailSum": "storage.rows",
     "TeacherRecord": "storage.rows",
     "Usage": "storage.rows",
@@ -33,9 +50,32 @@ _HOME = {
     "log_tail": "storage.codec",
     "rows_from_arrow": "storage.rows",
     "rows_to_arrow": "storage.rows",
+    "sql": "storage.query",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "Append",
+    "DataFile",
+    "Journal",
+    "KeySet",
+    "Labels",
+    "Message",
+    "RawResponse",
+    "Reject",
+    "Row",
+    "RunRecord",
+    "Sampling",
+    "StorageError",
+    "Table",
+    "TailSum",
+    "TeacherRecord",
+    "Usage",
+    "labels_from_arrow",
+    "log_tail",
+    "rows_from_arrow",
+    "rows_to_arrow",
+    "sql",
+]
 
 
 def __getattr__(name: str) -> Any:

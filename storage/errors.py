@@ -1,7 +1,7 @@
 """Every error of this room, each with the exit code that the command line ends with.
 
 StorageError
-├── TableNotFound, TableDamaged, SchemaTooNew, VersionNotFound
+├── TableNotFound, TableDamaged, SchemaTooNew, VersionNotFound, EmptyTable
 ├── NotWritable, DiskFull
 ├── InvalidRow, InvalidRecord
 ├── RunHeld
@@ -42,6 +42,12 @@ class SchemaTooNew(StorageError):
 
 class VersionNotFound(StorageError):
     """The table has no such version, or its files were purged."""
+
+    exit_code = 2
+
+
+class EmptyTable(StorageError):
+    """The table has no rows at that version."""
 
     exit_code = 2
 

@@ -11,6 +11,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ import zstandard
 
 from storage.data_files import make_folder, sync_folder
 from storage.errors import InvalidRecord, mapped
-from storage.locks import RunLock
+from storage.locks import RunLock, held_by
 from storage.rows import Usage
 
 _SCHEMA = """
@@ -58,6 +59,25 @@ class RawResponse:
     received_at: datetime
     headers: Mapping[str, str] = field(default_factory=dict)
     usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A journal as an onlooker sees it; `held_by` says who runs it now, None when nobody does."""
+
+    run_id: str
+    responses: int
+    held_by: str | None
+
+
+def pending(folder: Path) -> list[Pending]:
+    """What the journals of a folder hold that is not in the table yet, by run, without disturbing who writes them."""
+    found = []
+    for path in sorted(folder.glob("*.sqlite")):
+        with mapped(path), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            [(count,)] = database.execute("SELECT count(*) FROM responses").fetchall()
+        found.append(Pending(path.stem, count, held_by(path.with_suffix(".lock"))))
+    return found
 
 
 class Journal:

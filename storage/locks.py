@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ class RunLock:
         os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
 
     def _take(self, run_id: str) -> int:
+        patience = 1
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -49,6 +51,10 @@ class RunLock:
             except BlockingIOError:
                 holder = _holder(descriptor)
                 os.close(descriptor)
+                if patience:  # whoever only looks (held_by) has it for an instant
+                    patience -= 1
+                    time.sleep(0.05)
+                    continue
                 raise RunHeld(f"Run {run_id} is already running: {holder}. Wait for it, or stop it first.") from None
             # whoever released it may have removed the file between our open and our lock
             if self._path.exists() and os.fstat(descriptor).st_ino == self._path.stat().st_ino:
@@ -59,6 +65,21 @@ class RunLock:
         """Let the run go and remove the lock file."""
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+
+def held_by(path: Path) -> str | None:
+    """Who holds the run whose lock file this is; None when nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _holder(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _holder(descriptor: int) -> str:

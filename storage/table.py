@@ -152,8 +152,10 @@ class Table(Records):
             return Append(version, len(fresh), len(rows) - len(fresh))
 
     def _fresh(self, rows: Sequence[Row]) -> list[Row]:
-        once = {row.key: row for row in reversed(rows)}
-        return [row for row in rows if once[row.key] is row and row.key not in self._keys]
+        once: dict[str, Row] = {}
+        for row in rows:
+            once.setdefault(row.key, row)
+        return [row for key, row in once.items() if key not in self._keys]
 
     def _write(self, rows: list[Row], mantissa_bits: int) -> list[NewFile]:
         if not rows:
@@ -223,6 +225,12 @@ class Table(Records):
         with mapped(self.path):
             logged = self.log.files(self._opened())
         return [_data_file(file) for file in sorted(logged, key=lambda file: file.relative)]
+
+    def sql(self, query: str, *, seconds: float = 600.0, memory_mb: int = 2048) -> pa.Table:
+        """Run one SELECT over this version; see storage.query.sql."""
+        from storage.query import sql  # it stands on this module
+
+        return sql(self, query, seconds=seconds, memory_mb=memory_mb)
 
     def materials(self) -> list[Material]:
         """What an audit has to judge: one Material per audit group of this version, from groups/ and the log alone."""

@@ -1,0 +1,120 @@
+"""The table against a dictionary: appends by two writers, repeats, crashes, reads at any version."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pyarrow.parquet as pq
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from storage import table as table_module
+from storage.delta_log import DeltaLog
+from storage.table import Table
+from tests.storage.make_rows import make_row
+
+WRITERS = st.sampled_from(["a", "b"])
+NUMBERS = st.lists(st.integers(0, 25), min_size=1, max_size=5)
+ROWS = [make_row(n, targets=1, k=1) for n in range(26)]
+CRASHES = {
+    "before the files": (table_module, "write_data_file", True),
+    "after the files": (table_module, "write_data_file", False),
+    "before the commit": (DeltaLog, "commit", True),
+    "after the commit": (DeltaLog, "commit", False),
+}
+
+
+class Crash(BaseException):
+    """Stands for the end of the process: nothing of ours may catch it to go on."""
+
+
+class TableMachine(RuleBasedStateMachine):
+    @initialize()
+    def create(self):
+        self.path = Path(tempfile.mkdtemp()) / "labels"
+        Table.create(self.path)
+        self.handles = {"a": Table.open(self.path), "b": Table.open(self.path)}
+        self.sequences = {"a": 0, "b": 0}
+        self.batches = {}
+        self.keys = set()
+        self.versions = {0: frozenset()}
+
+    @rule(writer=WRITERS, numbers=NUMBERS)
+    def append(self, writer, numbers):
+        sequence = self.sequences[writer]
+        done = self.handles[writer].append([ROWS[n] for n in numbers], writer=writer, sequence=sequence)
+        assert done.written == len(set(numbers) - self.keys)
+        assert done.written + done.duplicates == len(numbers)
+        self.keys |= set(numbers)
+        self.sequences[writer] += 1
+        self.batches[writer, sequence] = numbers
+        self.versions[done.version] = frozenset(self.keys)
+
+    @rule(writer=WRITERS, back=st.integers(1, 3))
+    def repeat(self, writer, back):
+        numbers = self.batches.get((writer, self.sequences[writer] - back))
+        if numbers is not None:
+            sequence = self.sequences[writer] - back
+            assert (
+                self.handles[writer].append([ROWS[n] for n in numbers], writer=writer, sequence=sequence).written == 0
+            )
+
+    @rule(writer=WRITERS, numbers=NUMBERS, where=st.sampled_from(sorted(CRASHES)))
+    def crash_and_repeat(self, writer, numbers, where):
+        owner, name, before = CRASHES[where]
+        step = getattr(owner, name)
+
+        def dying(*arguments, **options):
+            if before:
+                raise Crash
+            step(*arguments, **options)
+            raise Crash
+
+        setattr(owner, name, dying)
+        try:
+            self.handles[writer].append([ROWS[n] for n in numbers], writer=writer, sequence=self.sequences[writer])
+        except Crash:
+            self.handles[writer] = Table.open(self.path)
+        finally:
+            setattr(owner, name, step)
+        version = self.handles[writer].version
+        if version not in self.versions:
+            self.keys |= set(numbers)
+            self.versions[version] = frozenset(self.keys)
+        self.append_again(writer, numbers)
+
+    def append_again(self, writer, numbers):
+        sequence = self.sequences[writer]
+        done = self.handles[writer].append([ROWS[n] for n in numbers], writer=writer, sequence=sequence)
+        self.keys |= set(numbers)
+        self.sequences[writer] += 1
+        self.batches[writer, sequence] = numbers
+        self.versions.setdefault(done.version, frozenset(self.keys))
+
+    @invariant()
+    def every_version_is_what_it_was(self):
+        for version in {max(self.versions), max(max(self.versions) - 3, 0)} & self.versions.keys():
+            expected = sorted(ROWS[n].key for n in self.versions[version])
+            assert sorted(stored_keys(self.path, version)) == expected
+
+    @invariant()
+    def the_key_index_agrees(self):
+        known = self.handles["a"].keys()
+        assert len(known) == len(self.keys)
+        assert all((ROWS[n].key in known) == (n in self.keys) for n in range(26))
+
+    def teardown(self):
+        if hasattr(self, "path"):
+            shutil.rmtree(self.path.parent)
+
+
+def stored_keys(path, version):
+    files = Table.open(path, version).files()
+    return [key for f in files for key in pq.read_table(f.path, columns=["key"], partitioning=None)["key"].to_pylist()]
+
+
+TestTable = TableMachine.TestCase
+TestTable.settings = settings(
+    max_examples=10, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+)
