@@ -63,8 +63,8 @@ class Assembler:
     """Makes batches of decoded rows.
 
     Args:
-        id_map: teacher id → student id, −1 = not in the student's vocabulary: such a candidate falls into the tail, such
-            a realised token is no target.
+        id_map: teacher id → student id, −1 = not in the student's vocabulary: such a candidate falls into the tail,
+            such a realised token is no target.
         unknown_id: the student's id for an input token that it does not have; without one such a token is refused.
         source_weights: what a loss token counts for by its row's prompt_source; 1 for sources not named.
         width: positions of every sequence; None: as many as the longest of the global batch takes.

@@ -17,9 +17,9 @@ from torch import Tensor
 
 FLOOR = -1e4
 """The least log-probability: exp(FLOOR) is 0 in float32 and float64, and 0 · FLOOR is 0 where 0 · −inf is NaN."""
-SAME_PROBABILITY = 1e-6
-"""Probabilities closer than this differ by float32 rounding alone: total variation, which has a kink at 0, calls them
-equal."""
+SAME_PROBABILITY = 1e-5
+"""Closer probabilities may differ by rounding alone (a float32 logit of 100 is known to 4e-6): total variation, which
+has a kink at 0, calls them equal."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 

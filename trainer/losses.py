@@ -19,7 +19,7 @@ from torch import Tensor
 from trainer.divergences import FLOOR, forward_kl
 from trainer.errors import LossRefused
 from trainer.objective import Objective
-from trainer.tails import MISSING, renormalised, student_events, teacher_events
+from trainer.tails import MISSING, least_tail, renormalised, student_events, teacher_events
 
 
 class StudentLogits(NamedTuple):
@@ -170,7 +170,8 @@ def _with_tail_event(student: StudentLogits, targets: SoftTargets, objective: Ob
         )
     tail_lse_N = student.tail_lse_N if temperature == 1 else student.tail_lse_T_N
     assert tail_lse_N is not None, "student logits were made without the objective's temperature"
-    log_p_NE = teacher_events(targets.top_logprobs_NK, targets.log_tail_N, temperature, targets.tail_sum_N)
+    log_tail_N = least_tail(targets.log_tail_N, tail_lse_N.detach())
+    log_p_NE = teacher_events(targets.top_logprobs_NK, log_tail_N, temperature, targets.tail_sum_N)
     log_q_NE = student_events(student.top_NK, tail_lse_N, temperature)
     bucket_N = objective.make_divergence()(log_p_NE, log_q_NE)
     if objective.tail == "bucket":

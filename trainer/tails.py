@@ -21,15 +21,20 @@ MISSING = -1e30
 """Stands for the logit −inf: finite, so that differences of two of them are not NaN."""
 
 
+def least_tail(log_tail_N: Tensor, tail_lse_N: Tensor) -> Tensor:
+    """log r for a student: at least LEAST_TAIL where the student has other tokens, −inf where it has none."""
+    return torch.where(tail_lse_N > MISSING, log_tail_N.clamp(min=math.log(LEAST_TAIL)), -torch.inf)
+
+
 def teacher_events(
     top_logprobs_NK: Tensor, log_tail_N: Tensor, temperature: float = 1.0, tail_sum_N: Tensor | None = None
 ) -> Tensor:
-    """Teacher log-probabilities [N, K+1]: the candidates rescaled to 1 − r, then log r.
+    """Teacher log-probabilities [N, K+1]: the candidates rescaled to 1 − r, then log r (−inf: there is no tail).
 
     At a temperature T ≠ 1 the tail's mass is S / (Σ_K p^{1/T} + S), and `tail_sum_N` is log S = log Σ_tail p^{1/T}.
     Missing candidates (−inf) come out as FLOOR.
     """
-    log_r_N = log_tail_N.clamp(min=math.log(LEAST_TAIL), max=-LEAST_TAIL)
+    log_r_N = log_tail_N.clamp(min=FLOOR, max=-LEAST_TAIL)
     kept_NK = top_logprobs_NK.clamp(min=MISSING)
     scale_N = torch.log(-torch.expm1(log_r_N)) - torch.logsumexp(kept_NK, -1)
     events_NE = torch.cat([kept_NK + scale_N[:, None], log_r_N[:, None]], -1)
@@ -56,6 +61,6 @@ def renormalised(logits_NK: Tensor, temperature: float = 1.0) -> Tensor:
 
     The unknown Σ_tail p^{1/T} cancels, so any temperature is exact; the tail itself is not trained.
     """
-    scaled_NK = (logits_NK / temperature).clamp(min=MISSING)
-    shifted_NK = scaled_NK - scaled_NK.detach().amax(-1, keepdim=True)
+    kept_NK = logits_NK.clamp(min=MISSING)
+    shifted_NK = (kept_NK - kept_NK.detach().amax(-1, keepdim=True)) / temperature
     return (shifted_NK - torch.logsumexp(shifted_NK, -1, keepdim=True)).clamp(min=FLOOR)
