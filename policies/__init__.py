@@ -9,9 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from policies.binding import binding_terms as binding_terms
     from policies.decision import EXIT_CODES as EXIT_CODES
     from policies.decision import Decision as Decision
+    from policies.documents import Bundle as Bundle
+    from policies.documents import load_bundle as load_bundle
+    from policies.documents import read_bundle as read_bundle
     from policies.errors import PolicyError as PolicyError
+    from policies.evaluate import evaluate as evaluate
     from policies.identity import Material as Material
     from policies.identity import Teacher as Teacher
     from policies.settings import ConfigError as ConfigError
@@ -19,8 +24,10 @@ if TYPE_CHECKING:
     from policies.settings import Settings as Settings
     from policies.settings import read_toml as read_toml
     from policies.use import Use as Use
+    from policies.waivers import Waiver as Waiver
 
 _HOME = {
+    "Bundle": "policies.documents",
     "ConfigError": "policies.settings",
     "Decision": "policies.decision",
     "EXIT_CODES": "policies.decision",
@@ -30,11 +37,17 @@ _HOME = {
     "Settings": "policies.settings",
     "Teacher": "policies.identity",
     "Use": "policies.use",
+    "Waiver": "policies.waivers",
+    "binding_terms": "policies.binding",
+    "evaluate": "policies.evaluate",
+    "load_bundle": "policies.documents",
+    "read_bundle": "policies.documents",
     "read_toml": "policies.settings",
 }
 
 __all__ = [
     "EXIT_CODES",
+    "Bundle",
     "ConfigError",
     "Decision",
     "LocalPath",
@@ -43,6 +56,11 @@ __all__ = [
     "Settings",
     "Teacher",
     "Use",
+    "Waiver",
+    "binding_terms",
+    "evaluate",
+    "load_bundle",
+    "read_bundle",
     "read_toml",
 ]
 

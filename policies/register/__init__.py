@@ -1,1 +1,1 @@
-"""The terms documents, one version a file."""
+"""The terms documents, one TOML file per version; policies.documents reads them."""
