@@ -42,7 +42,10 @@ class _Sent:
 
 
 class Endpoint:
-    """Asks one endpoint within its limits; `sent` counts requests, `answered` whole 200 responses."""
+    """Asks one endpoint within its limits; `sent` counts requests, `answered` whole 200 responses.
+
+    `exchanging` holds the tasks whose request is on the wire: cancelling another one costs nothing.
+    """
 
     def __init__(
         self, sender: Sender, provider: Provider, *, limits: LimitSettings, price: PriceSettings | None, budget: Budget
@@ -55,6 +58,7 @@ class Endpoint:
         )
         self.sent = 0
         self.answered = 0
+        self.exchanging: set[asyncio.Task[object]] = set()
         self._attempts = limits.attempts
         self._price = price
         self._budget = budget
@@ -114,6 +118,9 @@ class Endpoint:
 
     async def _exchange(self, request: Request, grant: Grant) -> Response:
         self.sent += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self.exchanging.add(task)
         try:
             response = await self.sender.send(request)
             check_status(response)
@@ -133,6 +140,8 @@ class Endpoint:
         except BaseException:
             self.limit.withdrawn(grant)
             raise
+        finally:
+            self.exchanging.discard(task)
         self.answered += 1
         self.limit.answered(grant)
         self._heed(response)

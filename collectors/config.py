@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, Po
 from pydantic import field_validator as check_field
 from pydantic import model_validator as check_model
 
+from collectors.errors import KeyMissing
 from collectors.origin import check_base_url
 from policies.identity import Teacher
 from policies.settings import LocalPath, Settings, read_toml
@@ -73,21 +74,21 @@ class EndpointSettings(Settings):
         return self
 
     def api_key(self) -> str | None:
-        """The secret itself, read now; raises ValueError when the place that is named does not hold one."""
+        """The secret itself, read now; raises KeyMissing when the place that is named does not hold one."""
         if self.api_key_env is not None:
             key = os.environ.get(self.api_key_env, "").strip()
             if not key:
-                raise ValueError(f"The environment variable {self.api_key_env} is empty: set it to the endpoint's key.")
+                raise KeyMissing(f"The environment variable {self.api_key_env} is empty: set it to the endpoint's key.")
             return key
         if self.api_key_file is not None:
             try:
                 key = self.api_key_file.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(
+                raise KeyMissing(
                     f"The key file {self.api_key_file} cannot be read: {error.__class__.__name__}."
                 ) from error
             if not key or any(character.isspace() for character in key):
-                raise ValueError(f"The key file {self.api_key_file} must hold one key and nothing else.")
+                raise KeyMissing(f"The key file {self.api_key_file} must hold one key and nothing else.")
             return key
         return None
 

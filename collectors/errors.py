@@ -11,6 +11,7 @@ should do next is in the type. Only `Transient` errors are worth asking again; a
     ├── EndpointStopped               nothing more can be asked of this endpoint
     ├── EndpointUnfit                 the probe contradicts what the run needs
     ├── PromptError           exit 2  the prompts cannot be read
+    ├── KeyMissing            exit 2  the endpoint's key is not where the run file says
     ├── PolicyRefused         exit 3  the gate denies
     ├── BudgetSpent           exit 4  the next request could exceed the budget
     ├── ReviewNeeded          exit 5  the gate needs a fact or a waiver
@@ -72,6 +73,12 @@ class EndpointUnfit(CollectError):
 
 class PromptError(CollectError):
     """The prompts cannot be read as they are; the message names the file and the line."""
+
+    exit_code = 2
+
+
+class KeyMissing(CollectError):
+    """The place that the run file names for the endpoint's key does not hold one."""
 
     exit_code = 2
 

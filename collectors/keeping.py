@@ -5,12 +5,14 @@ and each sync to disk serves more responses. The price of a batch is the time un
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from collectors.asking import Answer
-from collectors.labelling import Provenance, entry, label
-from collectors.providers import Provider
+from collectors.errors import Rejected
+from collectors.labelling import Provenance, Readers, entry, label
+from collectors.plan import Item
 from storage.journal import Journal, RawResponse
 from storage.ledgers import Reject
 from storage.rows import Row
@@ -23,6 +25,8 @@ _BATCH_ROWS = 5_000
 _FIRST_COMMIT = 5.0
 _LONGEST_WAIT = 60.0
 _QUEUE = 512
+# What may help to explain a response later; others (cookies, traces) may hold what must not be stored.
+_KEPT_HEADERS = frozenset({"content-type", "date", "server", "x-request-id", "request-id", "openai-processing-ms"})
 _GROUP = 256
 
 
@@ -46,18 +50,36 @@ class Counts:
 
 def received(shared: Provenance, answer: Answer) -> Received:
     """An answer as the journal keeps it."""
-    item, response = answer.item, answer.response
-    raw = RawResponse(
+    response = answer.response
+    raw = _raw(shared, answer.item, response.body, response.status, answer.received_at, response.headers)
+    return Received(raw, answer)
+
+
+def rejected(shared: Provenance, item: Item, error: Rejected) -> Received:
+    """A response that was rejected before it was read, by its status or size, as the journal keeps it."""
+    why = (error.code, error.detail)
+    return Received(_raw(shared, item, error.raw, error.status or 0, datetime.now(UTC), {}, why), None)
+
+
+def _raw(
+    shared: Provenance,
+    item: Item,
+    body: bytes,
+    status: int,
+    at: datetime,
+    headers: Mapping[str, str],
+    why: tuple[str, str] | None = None,
+) -> RawResponse:
+    return RawResponse(
         key=item.key,
         prompt_id=item.prompt_id,
         sample_index=item.sample_index,
-        item=entry(shared, item),
-        status=response.status,
-        headers=response.headers,
-        body=response.body,
-        received_at=answer.received_at,
+        item=entry(shared, item, why),
+        status=status,
+        headers={name: value for name, value in headers.items() if name in _KEPT_HEADERS},
+        body=body,
+        received_at=at,
     )
-    return Received(raw, answer)
 
 
 class Keeper:
@@ -70,7 +92,7 @@ class Keeper:
         self,
         journal: Journal,
         table: Table,
-        provider: Provider,
+        readers: Readers,
         run_id: str,
         *,
         settled: Callable[[Received, Row | Reject], None],
@@ -79,7 +101,7 @@ class Keeper:
         self.counts = Counts()
         self._journal = journal
         self._table = table
-        self._provider = provider
+        self._readers = readers
         self._run_id = run_id
         self._settled = settled
         self._committed = committed
@@ -145,7 +167,7 @@ class Keeper:
 
     def _record_and_label(self, raws: Sequence[RawResponse]) -> list[Row | Reject]:
         self._journal.record(raws)
-        return [label(raw, self._provider, self._run_id) for raw in raws]
+        return [label(raw, self._readers, self._run_id) for raw in raws]
 
     def _full(self) -> bool:
         return len(self._batch) >= _BATCH_ROWS or self._values >= _BATCH_VALUES
@@ -191,7 +213,7 @@ class Keeper:
         return fates
 
     def _recover(self, raws: list[RawResponse], sequence: int) -> list[tuple[RawResponse, Row | Reject]]:
-        outcomes = [label(raw, self._provider, self._run_id) for raw in raws]
+        outcomes = [label(raw, self._readers, self._run_id) for raw in raws]
         self._write(outcomes, sequence)
         return list(zip(raws, outcomes, strict=True))
 

@@ -2,6 +2,7 @@
 crash, since the journal's entry holds everything that the row needs and nothing is looked up again."""
 
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -9,6 +10,7 @@ import msgspec
 import numpy as np
 
 from collectors.budget import cost_usd
+from collectors.card import EndpointCard
 from collectors.config import PriceSettings, RunConfig
 from collectors.errors import Rejected
 from collectors.gate import Clearance
@@ -85,13 +87,33 @@ def provenance(config: RunConfig, *, teacher: TeacherRecord, tokens: TeacherToke
     )
 
 
-def label(raw: RawResponse, provider: Provider, run_id: str) -> Row | Reject:
+class Readers:
+    """The provider that reads a response, by the endpoint card under which it was asked for."""
+
+    def __init__(self, make: Callable[[EndpointCard | None], Provider], cards: Iterable[EndpointCard]) -> None:
+        self._make = make
+        self._cards = {card.digest: card for card in cards}
+        self._made: dict[str | None, Provider] = {}
+
+    def add(self, card: EndpointCard) -> Provider:
+        """Know one more card; → its provider."""
+        self._cards[card.digest] = card
+        return self.reader(card.digest)
+
+    def reader(self, digest: str | None) -> Provider:
+        """The provider for the card of that digest."""
+        if digest not in self._made:
+            self._made[digest] = self._make(None if digest is None else self._cards.get(digest))
+        return self._made[digest]
+
+
+def label(raw: RawResponse, readers: Readers, run_id: str) -> Row | Reject:
     """Read one response; whatever is wrong with it becomes a reject's reason, never an exception."""
     found = _DECODER.decode(raw.item)
     try:
         if found.rejected is not None:
             raise Rejected(*found.rejected)
-        row = _row(raw, found, provider, run_id)
+        row = _row(raw, found, readers.reader(found.teacher.endpoint_card), run_id)
         check_row(row)
     except Rejected as error:
         return _reject(raw, run_id, error.code, error.detail)

@@ -47,11 +47,15 @@ class EndpointLimit:
         self._failures = 0
         self._tries = 0
         self._silent_since: float | None = None
+        self._closed: EndpointStopped | None = None
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
 
     async def acquire(self, tokens: float) -> Grant:
-        """Wait for the turn of one request of about so many tokens; the turns are first come, first served."""
+        """Wait for the turn of one request of about so many tokens; the turns are first come, first served.
+
+        Raises EndpointStopped when the endpoint was given up meanwhile.
+        """
         loop = asyncio.get_running_loop()
         async with self._turn:
             while (wait := self._wait(tokens, loop.time())) > 0:
@@ -61,6 +65,8 @@ class EndpointLimit:
                         await self._changed.wait()
                 except TimeoutError:
                     continue
+            if self._closed is not None:
+                raise EndpointStopped(str(self._closed))
             now = loop.time()
             if self._requests is not None:
                 self._requests.take(1.0, now)
@@ -69,6 +75,8 @@ class EndpointLimit:
             return Grant(None if self._tokens is None else self._tokens.take(tokens, now), self._doubtful)
 
     def _wait(self, tokens: float, now: float) -> float:
+        if self._closed is not None:
+            return 0.0
         if self._trial_runs:
             return float("inf")
         self._recover(now)
@@ -152,6 +160,11 @@ class EndpointLimit:
         elif self._allowed is not None and requests_per_minute < self._allowed:
             self._allowed = requests_per_minute
             self._requests.per_minute = min(self._requests.per_minute, requests_per_minute)
+
+    def close(self, reason: EndpointStopped) -> None:
+        """The endpoint is given up: whoever waits for it is told why."""
+        self._closed = reason
+        self._changed.set()
 
     def _recover(self, now: float) -> None:
         """Without refusals the pace grows back by a twentieth every five minutes."""

@@ -15,17 +15,18 @@ _LINE_SECONDS = 10.0
 
 @dataclass(slots=True)
 class RunState:
-    """What is known of a start of a run while it goes on. `planned` counts the requests of this start."""
+    """What is known of a start of a run while it goes on. `planned` counts all of the run's requests, of which
+    `done_before` were in the table when it started.
+    """
 
     planned: int = 0
+    done_before: int = 0
     received: int = 0
     committed: int = 0
     rejected: int = 0
     duplicates: int = 0
-    unanswered: int = 0
     tokens: int = 0
     usd: float = 0.0
-    in_flight: int = 0
     note: str = ""
 
 
@@ -78,7 +79,7 @@ class Console:
             self._bar.update(
                 self._task,
                 total=state.planned or None,
-                completed=state.committed + state.rejected + state.duplicates,
+                completed=state.done_before + state.committed + state.rejected + state.duplicates,
                 description=state.note or "rows",
                 detail=self._detail(),
             )
@@ -104,7 +105,7 @@ class Console:
 
 
 def _done(state: RunState) -> str:
-    return f"{state.committed:,} of {state.planned:,} rows committed"
+    return f"{state.done_before + state.committed:,} of {state.planned:,} rows committed"
 
 
 def _bar() -> "Progress":

@@ -60,7 +60,7 @@ def read_prompts(settings: PromptSettings) -> Iterator[Prompt]:
     for source, found in _records(settings):
         try:
             yield _prompt(source, found, settings)
-        except (msgspec.MsgspecError, _BrokenLine) as error:
+        except _BrokenLine as error:
             raise PromptError(f"{source} is not a prompt: {error}.") from error
 
 
@@ -81,7 +81,7 @@ def check_prompts(settings: PromptSettings) -> PromptSummary:
         try:
             licences.add(_prompt(source, found, settings).licence)
             count += 1
-        except (msgspec.MsgspecError, _BrokenLine) as error:
+        except _BrokenLine as error:
             broken.append(f"{source} ({error})")
     if broken:
         more = f" and {len(broken) - _SHOWN_ERRORS:,} more" if len(broken) > _SHOWN_ERRORS else ""
@@ -135,10 +135,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _prompt(source: str, found: bytes | dict[str, Any], settings: PromptSettings) -> Prompt:
-    fields: dict[str, Any] = {}
-    if settings.template is not None:
-        fields = _FIELDS.decode(found) if isinstance(found, bytes) else found
-    line = _LINE.decode(found) if isinstance(found, bytes) else msgspec.convert(found, _Line)
+    line, fields = _decode(found, settings.template is not None)
     text = line.prompt if settings.template is None else _fill(settings.template, fields)
     messages = None if line.messages is None else tuple(Message(role=m.role, content=m.content) for m in line.messages)
     if settings.template is None and sum(one is not None for one in (text, messages, line.prompt_token_ids)) != 1:
@@ -162,6 +159,18 @@ def _prompt(source: str, found: bytes | dict[str, Any], settings: PromptSettings
         domain=line.domain,
         licence=line.licence or settings.licence,
     )
+
+
+def _decode(found: bytes | dict[str, Any], all_fields: bool) -> tuple[_Line, dict[str, Any]]:
+    """The fields with a meaning of their own, and, where a template wants them, all."""
+    try:
+        if isinstance(found, bytes):
+            return _LINE.decode(found), _FIELDS.decode(found) if all_fields else {}
+        return msgspec.convert(found, _Line), found
+    except UnicodeDecodeError as error:
+        raise _BrokenLine("it is not UTF-8 text") from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise _BrokenLine(str(error)) from error
 
 
 def _fill(template: str, fields: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ def test_busy_servers_are_asked_again(status: int) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_refusals_of_the_client_stop_the_endpoint(status: int) -> None:
-    with pytest.raises(EndpointStopped, match="api_key_env|operator|base_url"):
+    with pytest.raises(EndpointStopped, match=r"api_key_env|operator|base_url"):
         check_status(answer(status))
 
 

@@ -1,0 +1,82 @@
+"""The room's commands: each reads a run file, calls one public function, and shows what came of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collectors.dry_run import Estimate
+
+_RUN = click.argument("run", type=click.Path(path_type=Path), metavar="RUN.toml")
+
+
+@click.command()
+@_RUN
+def probe(run: Path) -> None:
+    """Ask an endpoint a dozen tiny requests and show its card.
+
+    The card says what the endpoint really does: token ids, candidates, temperature, BOS. `collect` makes the same
+    probe by itself; a run that the card contradicts does not start.
+    """
+    from rich.console import Console
+
+    from collectors.card import card_table, contradictions, warnings
+    from collectors.config import read_run
+    from collectors.run import probe_endpoints
+
+    config = read_run(run)
+    for card in probe_endpoints(config):
+        Console().print(card_table(card))
+        for line in (*contradictions(card, config.ask), *warnings(card)):
+            click.echo(f"note: {line}", err=True)
+
+
+@click.command()
+@_RUN
+@click.option("--dry-run", is_flag=True, help="Say what would be asked, what it may cost, and the policy verdict.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N requests in this start.")
+def collect(run: Path, dry_run: bool, limit: int | None) -> None:
+    """Collect soft labels; run it again to resume.
+
+    Nothing is asked before the policies have decided. Answers are kept in a journal before they are read and committed
+    to the table in batches; what cannot become a row is kept as a reject with its reason. Ctrl-C stops gently.
+    """
+    from collectors.config import read_run
+
+    config = read_run(run)
+    if dry_run:
+        from collectors.dry_run import estimate
+
+        found = estimate(config, limit=limit)
+        _show(found)
+        sys.exit(found.decision.exit_code)
+
+    from collectors.progress import Console
+    from collectors.run import collect as run_it
+
+    with Console() as watcher:
+        report = run_it(config, limit=limit, watcher=watcher)
+    click.echo(str(report))
+    if report.exit_code:
+        sys.exit(report.exit_code)
+
+
+def _show(found: Estimate) -> None:
+    from rich.console import Console
+
+    from policies.report import render
+
+    likely, worst = found.likely, found.worst
+    click.echo(f"prompts      {found.prompts:,}")
+    click.echo(f"in the table {found.known:,}")
+    click.echo(f"duplicates   {found.duplicates:,}")
+    click.echo(f"requests     {likely.requests:,}")
+    click.echo(f"tokens       {likely.tokens:,} to {worst.tokens:,}")
+    click.echo(f"cost         ${likely.usd:,.2f} to ${worst.usd:,.2f}")
+    if found.minutes is not None:
+        click.echo(f"at the limit {found.minutes[0]:,.1f} to {found.minutes[1]:,.1f} minutes")
+    Console().print(render(found.decision))

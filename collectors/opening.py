@@ -1,0 +1,108 @@
+"""From a run file to endpoints that can be asked: the embedded server started, the tokenizer read, a probe made, and
+the card compared with what the run needs. What cannot serve the run stops it here, before anything is paid for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from collectors.card import EndpointCard, contradictions, warnings
+from collectors.config import EndpointSettings, RunConfig
+from collectors.errors import EndpointUnfit
+from collectors.http import HttpSender, Sender
+from collectors.plan import TeacherTokens
+from collectors.probe import probe
+from collectors.providers import Provider, provider
+from collectors.providers.embedded import EmbeddedServer, default_gguf
+from collectors.tokenizer import Tokenizer, load_tokenizer
+from storage.rows import TeacherRecord
+
+# Connections that a pool may hold beyond the requests in flight: probes and health checks.
+_SPARE_CONNECTIONS = 8
+_ADAPTIVE_CONNECTIONS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEndpoint:
+    """One endpoint that answers: where to send, and what it is."""
+
+    sender: Sender
+    settings: EndpointSettings
+    card: EndpointCard
+
+
+def tokenizer_of(config: RunConfig) -> Tokenizer | None:
+    """The teacher's tokenizer: the file that is named, or the embedded model's own; None when neither is known."""
+    if config.teacher.tokenizer is not None:
+        return load_tokenizer(config.teacher.tokenizer)
+    first = config.pool[0]
+    if first.kind == "embedded":
+        return load_tokenizer(first.model_path or default_gguf())
+    return None
+
+
+def teacher_tokens(tokenizer: Tokenizer | None, card: EndpointCard | None) -> TeacherTokens:
+    """The hashes that keys and rows carry; what the server says of its template wins over the tokenizer's own."""
+    return TeacherTokens(
+        tokenizer_sha256=None if tokenizer is None else tokenizer.sha256,
+        template_sha256=(card and card.template_sha256) or (tokenizer and tokenizer.template_sha256) or None,
+    )
+
+
+def teacher_record(config: RunConfig, card: EndpointCard) -> TeacherRecord:
+    """The teacher as each row names it."""
+    first = config.pool[0]
+    return TeacherRecord(
+        model=config.teacher.model,
+        revision=config.teacher.revision,
+        provider=first.kind,
+        access_path=first.access_path,
+        served_by=first.served_by,
+        engine=card.engine,
+        engine_version=card.engine_version,
+        endpoint_card=card.digest,
+    )
+
+
+def provider_for(config: RunConfig, card: EndpointCard | None, tokenizer: Tokenizer | None) -> Provider:
+    """The provider that builds requests and reads responses for this card."""
+    first = config.pool[0]
+    return provider(
+        first.wire_kind, teacher=config.teacher, endpoint=first, ask=config.ask, card=card, tokenizer=tokenizer
+    )
+
+
+@asynccontextmanager
+async def open_endpoints(config: RunConfig, tokenizer: Tokenizer | None) -> AsyncIterator[list[OpenEndpoint]]:
+    """All endpoints of the pool, probed. Raises EndpointStopped, ProviderUnavailable, TransportError, EndpointUnfit."""
+    async with AsyncExitStack() as stack:
+        opened = []
+        for settings in config.pool:
+            url = settings.base_url
+            if settings.kind == "embedded":
+                server = EmbeddedServer(
+                    gguf=settings.model_path, context_length=settings.context_length, slots=settings.slots
+                )
+                stack.callback(server.stop)
+                await asyncio.to_thread(server.__enter__)
+                url = server.base_url
+            assert url is not None  # RunConfig requires it for every other kind
+            concurrency = config.limits.concurrency
+            sender = HttpSender(
+                url,
+                api_key=settings.api_key(),
+                connections=_SPARE_CONNECTIONS + (_ADAPTIVE_CONNECTIONS if concurrency == "adaptive" else concurrency),
+                timeout_seconds=settings.timeout_seconds,
+            )
+            stack.push_async_callback(sender.aclose)
+            card = await probe(sender, teacher=config.teacher, endpoint=settings, ask=config.ask, tokenizer=tokenizer)
+            opened.append(OpenEndpoint(sender, settings, card))
+        yield opened
+
+
+def check_fit(config: RunConfig, card: EndpointCard) -> list[str]:
+    """Raise EndpointUnfit when the card contradicts the run; → what else is worth knowing."""
+    found = contradictions(card, config.ask)
+    if found:
+        raise EndpointUnfit(" ".join(found))
+    return warnings(card)

@@ -1,0 +1,278 @@
+"""A run from its file to the table: plan → gate → send → keep → commit. Run it again and it goes on where it stopped.
+
+The order is the promise: the run is held before anything else, decided before anything is asked, and what an earlier
+start left in the journal becomes rows before the first new request.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from itertools import islice
+
+from collectors.asking import Answer, Endpoint
+from collectors.budget import Budget, Spend
+from collectors.card import EndpointCard
+from collectors.config import RunConfig
+from collectors.errors import BudgetSpent, EndpointStopped, Rejected
+from collectors.gate import clear, enforce, judge
+from collectors.keeping import Keeper, Received, received, rejected
+from collectors.labelling import Readers, provenance
+from collectors.opening import (
+    OpenEndpoint,
+    check_fit,
+    open_endpoints,
+    provider_for,
+    teacher_record,
+    teacher_tokens,
+    tokenizer_of,
+)
+from collectors.plan import Item, Plan
+from collectors.progress import RunState, Silent, Watcher
+from collectors.prompts import PromptSummary, check_prompts, read_prompts
+from collectors.record import Chronicle
+from collectors.report import RunReport
+from collectors.sending import Sending, Source
+from collectors.stopping import run_until_stopped
+from storage.journal import Journal
+from storage.keys import KeySet
+from storage.ledgers import Reject
+from storage.rows import Row
+from storage.table import Table
+
+_TICK_SECONDS = 0.2
+
+
+def collect(config: RunConfig, *, limit: int | None = None, watcher: Watcher | None = None) -> RunReport:
+    """Collect what the run asks for and its table does not have yet, at most `limit` requests of it.
+
+    Ctrl-C and SIGTERM stop it gently: what is in flight is awaited for a while, all that was received is committed.
+    Raises storage.errors.RunHeld when another process holds the run, PromptError, PolicyRefused, ReviewNeeded,
+    EndpointUnfit, EndpointStopped (all that was received is committed then), and what the disk raises.
+    """
+    return run_until_stopped(lambda stop: _Run(config, limit, watcher or Silent(), stop).collect())
+
+
+def probe_endpoints(config: RunConfig) -> list[EndpointCard]:
+    """The card of each endpoint of the run. The policies decide first: a probe asks the teacher too.
+
+    Raises PolicyRefused, ReviewNeeded, EndpointStopped, TransportError.
+    """
+    enforce(judge(config, (config.prompts.licence,)))
+
+    async def ask(stop: asyncio.Event) -> list[EndpointCard]:
+        async with open_endpoints(config, await asyncio.to_thread(tokenizer_of, config)) as opened:
+            return [one.card for one in opened]
+
+    return run_until_stopped(ask)
+
+
+class _Run:
+    """One start of a run."""
+
+    def __init__(self, config: RunConfig, limit: int | None, watcher: Watcher, stop: asyncio.Event) -> None:
+        self._config = config
+        self._limit = limit
+        self._watcher = watcher
+        self._stop = stop
+        self._state = RunState()
+        self._plan: Plan | None = None
+        self._sending: Sending | None = None
+        self._began = time.monotonic()
+
+    async def collect(self) -> RunReport:
+        """From the gate to the report."""
+        config = self._config
+        for endpoint in config.pool:
+            endpoint.api_key()  # a missing key is found before anything else is done
+        with ExitStack() as stack:
+            held = stack.enter_context(_hold(config)) if (config.table / "soft_labels").is_dir() else None
+            summary = await asyncio.to_thread(check_prompts, config.prompts)
+            decision = judge(config, summary.licences)
+            enforce(decision)
+            self._table = await asyncio.to_thread(Table.open_or_create, config.table)
+            self._journal = held or stack.enter_context(_hold(config))
+            self._clearance = clear(config, self._table, decision)
+            self._chronicle = Chronicle(self._table, config, decision)
+            self._budget = Budget(config.budget, self._chronicle.spent)
+            self._spent_before = self._budget.spent
+            self._tokenizer = await asyncio.to_thread(tokenizer_of, config)
+            return await self._go_on(summary)
+
+    async def _go_on(self, summary: PromptSummary) -> RunReport:
+        config, chronicle = self._config, self._chronicle
+        self._readers = Readers(lambda card: provider_for(config, card, self._tokenizer), chronicle.cards)
+        self._keeper = Keeper(
+            self._journal,
+            self._table,
+            self._readers,
+            config.run_id,
+            settled=self._settled,
+            committed=lambda counts: chronicle.save("running", counts, self._budget),
+        )
+        chronicle.planned = summary.prompts * config.ask.samples
+        self._state.planned = chronicle.planned if self._limit is None else min(self._limit, chronicle.planned)
+        await asyncio.to_thread(self._recover)
+        if chronicle.cards and not await asyncio.to_thread(self._something_to_ask, chronicle.cards[-1]):
+            return await asyncio.to_thread(self._end)
+        self._state.note = "starting the teacher" if config.pool[0].kind == "embedded" else "probing the endpoint"
+        async with self._ticking(), open_endpoints(config, self._tokenizer) as opened:
+            for line in [line for one in opened for line in check_fit(config, one.card)]:
+                self._watcher.say(f"note: {line}")
+            await asyncio.to_thread(self._prepare, opened)
+            await self._send_and_keep()
+        return await asyncio.to_thread(self._end)
+
+    def _recover(self) -> None:
+        """Rows of what an earlier start received; what it spent on them after it last saved its record counts too."""
+        saved = self._chronicle.last_saved
+        for raw, outcome in self._keeper.recover():
+            if saved is None or raw.received_at > saved:
+                self._budget.spent += _spent(outcome)
+        if count := self._keeper.counts.committed:
+            self._watcher.say(f"{count:,} rows from what an earlier start had received")
+
+    def _plan_for(self, card: EndpointCard) -> Plan:
+        # A table of its own: the keys of the one that is written to change while the plan is read.
+        table = Table.open(self._config.table)
+        rejects = KeySet()
+        rejects.add_columns([table.rejects.read().column("key")])
+        return Plan(self._config, teacher_tokens(self._tokenizer, card), (table.keys(), rejects))
+
+    def _something_to_ask(self, card: EndpointCard) -> bool:
+        return next(self._plan_for(card).items(read_prompts(self._config.prompts)), None) is not None
+
+    def _prepare(self, opened: Sequence[OpenEndpoint]) -> None:
+        config, card = self._config, opened[0].card
+        self._chronicle.add_cards([one.card for one in opened])
+        if self._tokenizer is not None:
+            self._table.save_tokenizer(self._tokenizer.data)
+        self._shared = provenance(
+            config,
+            teacher=teacher_record(config, card),
+            tokens=teacher_tokens(self._tokenizer, card),
+            clearance=self._clearance,
+        )
+        self._chronicle.save("running", self._keeper.counts, self._budget)
+        self._plan = self._plan_for(card)
+        items = islice(self._plan.items(read_prompts(config.prompts)), self._limit)
+        self._sending = Sending(
+            [self._endpoint(one) for one in opened],
+            Source(items),
+            answered=self._keep_answer,
+            rejected=self._keep_rejected,
+        )
+
+    def _endpoint(self, one: OpenEndpoint) -> Endpoint:
+        config, limits = self._config, self._config.limits
+        if one.settings.kind == "embedded" and limits.concurrency != "adaptive":
+            # One more than it can serve keeps it busy; others would only wait there, and be asked again after a kill.
+            limits = limits.model_copy(update={"concurrency": min(limits.concurrency, one.settings.slots + 1)})
+        reader = self._readers.add(one.card)
+        return Endpoint(one.sender, reader, limits=limits, price=config.price, budget=self._budget)
+
+    async def _send_and_keep(self) -> None:
+        assert self._sending is not None
+        self._state.note = ""
+        keeping = asyncio.create_task(self._keeper.work())
+        sending = asyncio.create_task(self._sending.run(self._stop))
+        try:
+            await asyncio.wait({keeping, sending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # Whatever happened to the one, the other ends in order: all that was received is committed.
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            if not keeping.done():
+                await self._keeper.close()
+            await keeping
+        sending.result()
+
+    async def _keep_answer(self, answer: Answer) -> None:
+        self._state.received += 1
+        await self._keeper.keep(received(self._shared, answer))
+
+    async def _keep_rejected(self, item: Item, error: Rejected) -> None:
+        self._state.received += 1
+        await self._keeper.keep(rejected(self._shared, item, error))
+
+    def _settled(self, one: Received, outcome: Row | Reject) -> None:
+        if one.answer is not None:
+            usage = outcome.usage if isinstance(outcome, Row) else None
+            prompt, completion = (None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
+            one.answer.endpoint.settle(one.answer, prompt, completion)
+
+    @asynccontextmanager
+    async def _ticking(self) -> AsyncIterator[None]:
+        async def tick() -> None:
+            while True:
+                self._watcher.update(self._look())
+                await asyncio.sleep(_TICK_SECONDS)
+
+        task = asyncio.create_task(tick())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self._watcher.update(self._look())
+
+    def _look(self) -> RunState:
+        state, counts = self._state, self._keeper.counts
+        state.committed, state.rejected, state.tokens = counts.committed, counts.rejected, counts.tokens
+        state.duplicates = counts.duplicates
+        state.usd = self._budget.spent.usd - self._spent_before.usd
+        if self._plan is not None:
+            state.duplicates += self._plan.duplicates
+            state.done_before = self._plan.already_known if self._limit is None else 0
+        return state
+
+    def _end(self) -> RunReport:
+        """Save how it ended and report it; raise what stopped the last endpoint."""
+        outcome, detail = self._outcome()
+        self._chronicle.save(outcome, self._keeper.counts, self._budget, detail)
+        if self._sending is not None and isinstance(self._sending.ended_by, EndpointStopped):
+            raise self._sending.ended_by
+        counts, spent = self._look(), self._budget.spent - self._spent_before
+        return RunReport(
+            run_id=self._config.run_id,
+            outcome=outcome,
+            detail=detail,
+            planned=self._chronicle.planned,
+            committed=counts.committed,
+            rejected=counts.rejected,
+            duplicates=counts.duplicates,
+            unanswered=self._sending.unanswered if self._sending is not None else 0,
+            requests=spent.requests,
+            tokens=counts.tokens,
+            usd=spent.usd,
+            seconds=time.monotonic() - self._began,
+        )
+
+    def _outcome(self) -> tuple[str, str]:
+        sending, counts = self._sending, self._keeper.counts
+        if sending is None:
+            if counts.committed or counts.rejected:
+                return "done", "All that was asked for is in the table."
+            return "nothing to do", "All that the run asks for is in the table already."
+        if isinstance(sending.ended_by, BudgetSpent):
+            return "budget", str(sending.ended_by)
+        if sending.ended_by is not None:
+            return "stopped", str(sending.ended_by)
+        if self._stop.is_set():
+            return "interrupted", "The same command goes on from here."
+        if sending.unanswered:
+            return "part", f"The same command asks again for what was not answered; last: {sending.last_trouble}"
+        if counts.rejected:
+            return "part", 'Why: potstill sql TABLE "SELECT reason, detail FROM rejects".'
+        return "done", ""
+
+
+def _hold(config: RunConfig) -> Journal:
+    return Journal.open(config.table / "journal", config.run_id)
+
+
+def _spent(outcome: Row | Reject) -> Spend:
+    usage = outcome.usage if isinstance(outcome, Row) else None
+    if usage is None:
+        return Spend(1)
+    return Spend(1, usage.prompt_tokens or 0, usage.completion_tokens or 0, usage.cost_usd or 0.0)
