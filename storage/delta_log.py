@@ -107,6 +107,12 @@ class DeltaLog:
             )
         ]
 
+    def ever_added(self) -> set[str]:
+        """Relative paths of all files that any version of the table has named; the log is never cut."""
+        entries = sorted((self.root / "_delta_log").glob("[0-9]*.json"))
+        lines = (json.loads(line) for entry in entries for line in entry.read_text("utf-8").splitlines() if line)
+        return {unquote(line["add"]["path"]) for line in lines if "add" in line}
+
     def _inside(self, relative: str) -> Path:
         path = self.root / unquote(relative)
         if not path.resolve().is_relative_to(self.root.resolve()):

@@ -4,12 +4,14 @@ A row that breaks an invariant is refused here by name, so that a training run n
 """
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage.codec import LOSSLESS
+from storage.codec import LOSSLESS, list_values
 from storage.errors import InvalidRow
 
 if TYPE_CHECKING:
@@ -132,3 +134,46 @@ def mass_problem(top_logprobs: NDArray[Any], log_tail: NDArray[Any], mantissa_bi
         return None
     position = int(np.argmax(off - bound))
     return f"probabilities and tail of position {position} sum to {mass[position].sum() + tail[position]:.4f}, not 1"
+
+
+def column_problem(part: pa.Table, mantissa_bits: int, vocabulary: Callable[[str], int | None]) -> str | None:
+    """The first broken invariant of stored rows, read as whole columns; None when all hold.
+
+    `vocabulary` gives the number of ids that a tokenizer knows by its sha256, None where that is not known.
+    """
+    if not part.num_rows:
+        return None
+    ks = part.column("k").to_numpy()
+    names = ("token_ids", "token_logprobs", "token_ranks", "log_tail", "top_ids", "top_logprobs")
+    columns = {name: list_values(part.column(name)) for name in names}
+    lengths = {name: np.diff(offsets) for name, (offsets, _) in columns.items()}
+    for name in names[1:]:
+        expected = lengths["token_ids"] * (ks if name.startswith("top_") else 1)
+        if (lengths[name] != expected).any():
+            return (
+                f"the length of {name} does not fit in row {int(np.argmax(lengths[name] != expected))} of a row group"
+            )
+    sampled = np.array([estimator == "sampled" for estimator in part.column("estimator").to_pylist()])
+    largest = _largest_ids(part, vocabulary)
+    for row in range(part.num_rows):
+        one = {name: values[offsets[row] : offsets[row + 1]] for name, (offsets, values) in columns.items()}
+        shape = (len(one["token_ids"]), int(ks[row]))
+        top_ids, top_logprobs = one["top_ids"].reshape(shape), one["top_logprobs"].reshape(shape)
+        problem = values_problem(one["token_ids"], one["token_logprobs"], top_ids, top_logprobs, one["log_tail"])
+        if problem is None and ks[row] and not sampled[row]:
+            problem = mass_problem(top_logprobs, one["log_tail"], mantissa_bits)
+        if problem is None and top_ids.size and top_ids.max() >= largest[row]:
+            problem = f"top_ids holds {top_ids.max()}, beyond the vocabulary of {largest[row]}"
+        if problem is not None:
+            return f"row {part.column('key')[row].as_py()[:12]}: {problem}"
+    return None
+
+
+def _largest_ids(part: pa.Table, vocabulary: Callable[[str], int | None]) -> list[float]:
+    limits = []
+    for tokenizer, labels in zip(
+        part.column("tokenizer_sha256").to_pylist(), part.column("label_set").to_pylist(), strict=True
+    ):
+        known = len(labels) if labels is not None else vocabulary(tokenizer) if tokenizer is not None else None
+        limits.append(float("inf") if known is None else known)
+    return limits

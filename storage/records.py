@@ -40,7 +40,7 @@ class Records:
 
     def decisions(self) -> list[Decision]:
         """All decisions, oldest first."""
-        found = [self.decision(path.stem) for path in self._listed("decisions", ".json")]
+        found = [self.decision(digest) for digest in self.listed("decisions")]
         return sorted(found, key=lambda decision: decision.decided_at)
 
     def save_training(self, training: Mapping[str, Any]) -> str:
@@ -53,8 +53,16 @@ class Records:
 
     def trainings(self) -> list[dict[str, Any]]:
         """All training records, oldest first."""
-        found = [json.loads(self._load_file("trainings", path.name)) for path in self._listed("trainings", ".json")]
+        found = [self.training(digest) for digest in self.listed("trainings")]
         return sorted(found, key=lambda training: str(training["saved_at"]))
+
+    def training(self, digest: str) -> dict[str, Any]:
+        """One training record. Raises InvalidRecord when it is not there or was altered."""
+        data = self._load_file("trainings", f"{_checked(digest)}.json")
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise InvalidRecord(f"The training record {digest[:12]} was altered: it proves nothing any more.")
+        record: dict[str, Any] = json.loads(data)
+        return record
 
     def save_tokenizer(self, data: bytes) -> str:
         """Keep a tokenizer file, so that the table needs nothing else to be trained on; → the sha256 of its bytes."""
@@ -84,13 +92,11 @@ class Records:
         with mapped(path):
             return path.read_bytes()
 
-    def _listed(self, folder: str, ending: str) -> list[Path]:
+    def listed(self, folder: str) -> list[str]:
+        """Digests of all records of one kind: decisions, trainings or tokenizers."""
         path = self._root / folder
-        return (
-            sorted(p for p in path.iterdir() if p.suffix == ending and not p.name.startswith("."))
-            if path.is_dir()
-            else []
-        )
+        names = (file.name.split(".")[0] for file in path.iterdir()) if path.is_dir() else ()
+        return sorted(name for name in names if _DIGEST.fullmatch(name))
 
 
 def _checked(digest: str) -> str:
