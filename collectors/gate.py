@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from collectors.config import RunConfig
 from collectors.errors import PolicyRefused, ReviewNeeded
+from policies.binding import binding_terms
 from policies.decision import VERDICTS, Decision
 from policies.documents import load_bundle
 from policies.evaluate import evaluate
-from policies.identity import Material, Signal, binding_terms
+from policies.identity import Material, Signal
 from policies.use import Use
 from storage.table import Table
 
