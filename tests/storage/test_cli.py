@@ -1,0 +1,59 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from storage import cli
+from storage.errors import QueryRefused, TableNotFound
+from storage.table import Table
+from tests.storage.make_rows import make_row, make_rows
+
+
+@pytest.fixture
+def table(tmp_path):
+    table = Table.create(tmp_path / "labels")
+    table.append(make_rows(0, 3), writer="w", sequence=0)
+    table.append([make_row(3, completion="\x1b[31mred")], writer="w", sequence=1)
+    return table
+
+
+def run(command, *arguments, code=0, **options):
+    done = CliRunner().invoke(command, [str(a) for a in arguments], **options)
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_sql_prints_a_table_without_control_codes(table):
+    done = run(cli.sql, table.path, "SELECT prompt_id, completion FROM soft_labels ORDER BY 1")
+    assert "p000003" in done.stdout and "[31mred" in done.stdout and "\x1b" not in done.stdout
+    done = run(cli.sql, table.path, "SELECT key FROM soft_labels", "--limit", 1)
+    assert "3 more lines" in done.stderr
+    done = run(cli.sql, table.path, "-", input="SELECT 40 + 2 AS x")
+    assert "42" in done.stdout
+
+
+def test_sql_in_other_forms(table, tmp_path):
+    query = "SELECT prompt_id, len(token_ids) AS n FROM soft_labels ORDER BY 1"
+    assert json.loads(run(cli.sql, table.path, query, "--format", "json").stdout)[2] == {"prompt_id": "p000002", "n": 8}
+    assert run(cli.sql, table.path, query, "--format", "csv").stdout.splitlines()[:2] == ["prompt_id,n", "p000000,8"]
+    assert run(cli.sql, table.path, query, "--format", "csv", "--version", 1).stdout.count("\n") == 4
+    run(cli.sql, table.path, query, "--format", "parquet", "--out", tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 4
+    run(cli.sql, table.path, query, "--format", "json", "--out", tmp_path / "out.json")
+    assert len(json.loads((tmp_path / "out.json").read_text())) == 4
+    assert "--out FILE" in run(cli.sql, table.path, query, "--format", "parquet", code=2).stderr
+
+
+def test_errors_of_the_room_come_out_as_they_are(table, tmp_path):
+    done = CliRunner().invoke(cli.sql, [str(table.path), "DROP TABLE x"])
+    assert isinstance(done.exception, QueryRefused)
+    done = CliRunner().invoke(cli.sql, [str(tmp_path / "nowhere"), "SELECT 1"])
+    assert isinstance(done.exception, TableNotFound)
+
+
+def test_status_for_people_and_machines(table):
+    done = run(cli.status, table.path)
+    assert "4 (4 with labels) of 4 prompts" in done.stdout and "google/gemma-3-270m@gguf-q4_k_m: 4 rows" in done.stdout
+    record = json.loads(run(cli.status, table.path, "--json").stdout)
+    assert (record["rows"], record["tokens"], record["version"]) == (4, 32, 2)
