@@ -249,7 +249,7 @@ def test_extreme_positions_stay_finite(objective: Objective, dtype: torch.dtype)
             dataclasses.replace(objective, hard_weight=hard_weight),
         ).loss
         (gradient_NV,) = torch.autograd.grad(loss, student_NV)
-        assert torch.isfinite(loss)
+        assert loss.abs() < 1e5  # a masked candidate costs at most −FLOOR
         assert torch.isfinite(gradient_NV).all()
 
 
@@ -261,6 +261,24 @@ def test_a_rare_token_still_pulls_on_a_student_that_calls_it_impossible() -> Non
     student_NV[0, targets.top_ids_NK[0, 0]] = -200.0
     _, gradient_NV = loss_and_gradient(student_NV, targets, Objective())
     assert gradient_NV[0, targets.top_ids_NK[0, 0]] == pytest.approx(-1 / V)
+
+
+def test_a_tail_lost_in_rounding_is_not_called_impossible() -> None:
+    """r = 0 after rounding counts as 1e-7: the reverse KL of a student with 0.1 % there is 0.001 · log(0.001 / 1e-7)."""
+    targets = truncated(torch.randn(1, V), 1, torch.tensor([0]))
+    targets.top_ids_NK[:], targets.top_logprobs_NK[:], targets.log_tail_N[:] = 0, 0.0, -torch.inf
+    student_NV = torch.full((1, V), math.log(0.001 / (V - 1)))
+    student_NV[0, 0] = math.log(0.999)
+    loss_N, _ = loss_and_gradient(student_NV, targets, Objective("reverse_kl"))
+    assert loss_N.item() == pytest.approx(0.001 * math.log(0.001 / 1e-7) - 0.001, rel=0.01)
+
+
+def test_there_is_no_tail_where_the_student_has_no_other_token() -> None:
+    """A rounded r = 1e-4 beside all V candidates is not held against a student that has no token to put it on."""
+    student_NV = torch.randn(3, V)
+    targets = truncated(student_NV, V, torch.zeros(3, dtype=torch.long))
+    targets.log_tail_N[:] = math.log(1e-4)
+    assert loss_and_gradient(student_NV, targets, Objective())[0].abs().max() < 1e-6
 
 
 def test_tiny_tails_keep_their_digits() -> None:
