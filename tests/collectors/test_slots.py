@@ -1,0 +1,94 @@
+import asyncio
+
+import pytest
+
+from collectors.slots import Slots
+from tests.collectors.virtual_time import run
+
+
+class QueueingServer:
+    """Answers at most `width` at a time and queues the rest, as a self-hosted engine does."""
+
+    def __init__(self, width: int, seconds: float = 1.0) -> None:
+        self._room = asyncio.Semaphore(width)
+        self._seconds = seconds
+
+    async def answer(self) -> None:
+        async with self._room:
+            await asyncio.sleep(self._seconds)
+
+
+async def load(slots: Slots, server: QueueingServer, answers: int, tasks: int = 600) -> None:
+    left = iter(range(answers))
+
+    async def worker() -> None:
+        for _ in left:
+            async with slots:
+                await server.answer()
+            slots.answered(100)
+
+    await asyncio.gather(*(worker() for _ in range(tasks)))
+
+
+def test_a_fixed_number_is_kept() -> None:
+    async def story() -> int:
+        slots, most = Slots(3), 0
+        in_flight = 0
+
+        async def one() -> None:
+            nonlocal most, in_flight
+            async with slots:
+                in_flight += 1
+                most = max(most, in_flight)
+                await asyncio.sleep(1)
+                in_flight -= 1
+            slots.answered(1)
+            slots.refused()
+
+        await asyncio.gather(*(one() for _ in range(20)))
+        return most
+
+    assert run(story()) == 3
+
+
+@pytest.mark.parametrize("width", [4, 32, 200])
+def test_adaptive_finds_what_a_queueing_server_sustains(width: int) -> None:
+    async def story() -> Slots:
+        slots = Slots("adaptive")
+        await load(slots, QueueingServer(width), answers=20_000)
+        return slots
+
+    slots = run(story())
+    assert width * 0.75 <= slots.limit <= max(8, width * 2.5), slots.limit
+
+
+def test_a_refusal_halves_and_a_cancelled_waiter_leaves_no_hole() -> None:
+    async def story() -> None:
+        slots = Slots("adaptive")
+        slots.refused()
+        assert slots.limit == 2
+        async with slots, slots:
+            waiting = asyncio.create_task(slots.__aenter__())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.sleep(0)
+        assert slots.in_flight == 0
+        async with slots, slots:
+            assert slots.in_flight == 2
+
+    run(story())
+
+
+def test_a_waiter_cancelled_as_its_turn_comes_hands_it_on() -> None:
+    async def story() -> None:
+        slots = Slots(1)
+        await slots.__aenter__()
+        first, second = (asyncio.create_task(slots.__aenter__()) for _ in range(2))
+        await asyncio.sleep(0)
+        await slots.__aexit__(None, None, None)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await asyncio.wait_for(second, 1)
+        assert slots.in_flight == 1
+
+    run(story())
