@@ -1,0 +1,154 @@
+"""The register as a person reads it: a list, and one document whole, with how sure each reading is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from policies.documents import Bundle, Document
+from policies.duties import describe
+from policies.errors import RegisterError
+from policies.report import STYLES, printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def find(bundle: Bundle, name: str) -> tuple[Document, ...]:
+    """The document called `id@version`, or all versions of `id`; raises RegisterError with the nearest ids."""
+    document = bundle.get(name)
+    found = (document,) if document is not None else bundle.versions(name)
+    if found:
+        return found
+    ids = sorted({d.id for d in bundle.documents})
+    near = difflib.get_close_matches(name, [*ids, *(d.name for d in bundle.documents)], n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; `potstill terms` lists what there is"
+    raise RegisterError(f"{name!r} is not in the register{hint}")
+
+
+def doubts(document: Document, today: date) -> tuple[str, ...]:
+    """What a reader must know before relying on the reading: unverified, a newer version unread, past its review."""
+    source = document.source
+    found = []
+    if source.confidence != "stored-copy":
+        found.append(f"unverified: not read in a stored copy ({source.confidence})")
+    if source.newer_version_unread:
+        found.append(f"stale: {source.newer_version_unread}")
+    if document.next_review < today:
+        found.append(f"stale: to be reviewed by {document.next_review}")
+    if document.effective_to is not None and document.effective_to < today:
+        found.append(f"no longer in force since {document.effective_to}")
+    return tuple(found)
+
+
+def record(document: Document, today: date) -> dict[str, Any]:
+    """The document for `terms --json`: its content, its name and digest, and the doubts."""
+    return {
+        "name": document.name,
+        "digest": document.digest,
+        "doubts": list(doubts(document, today)),
+        **document.model_dump(mode="json", exclude_defaults=True),
+    }
+
+
+def render_list(bundle: Bundle, today: date) -> RenderableType:
+    """One line a document version."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, expand=False, caption=f"bundle {bundle.id}", caption_justify="left")
+    table.add_column("document", no_wrap=True, min_width=max(len(d.name) for d in bundle.documents))
+    table.add_column("outputs", no_wrap=True, min_width=10)
+    table.add_column("read", no_wrap=True, min_width=11)
+    table.add_column("verified", no_wrap=True, min_width=10)
+    table.add_column("binds", overflow="ellipsis", no_wrap=True)
+    for document in bundle.documents:
+        binds = ", ".join(_binds(document))
+        read = "; ".join(d.partition(":")[0] for d in doubts(document, today)) or document.source.confidence
+        table.add_row(
+            document.name,
+            document.outputs.training.replace("allow-with-", ""),
+            read,
+            document.source.verified_at.isoformat(),
+            printable(binds),
+            style="dim" if document.effective_to and document.effective_to < today else None,
+        )
+    return table
+
+
+def _binds(document: Document) -> list[str]:
+    models = [pattern for entry in document.models for pattern in entry.match]
+    if document.kind != "model_licence":
+        return list(document.access_paths)
+    return models[:3] + ([f"… {len(models) - 3} more"] if len(models) > 3 else [])
+
+
+def render_document(document: Document, today: date) -> RenderableType:
+    """One document whole."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [Text(line, style=style, overflow="fold") for line, style in _lines(document, today)]
+    return Group(*lines)
+
+
+def _lines(document: Document, today: date) -> Iterator[tuple[str, str]]:
+    yield f"{document.title}  {document.name}", "bold"
+    for doubt in doubts(document, today):
+        yield f"  {doubt}", "yellow"
+    since = f", in force from {document.effective_from}" if document.effective_from else ""
+    yield f"  {document.kind.replace('_', ' ')} of {document.provider}, {document.licence}{since}", ""
+    yield f"  outputs may train others: {document.outputs.training} ({document.outputs.scope.replace('_', ' ')})", ""
+    yield f"  {document.outputs.gist}", ""
+    derivative = f"  student is a derivative: {document.student.is_derivative}"
+    yield derivative + (f" ({document.student.gist})" if document.student.gist else ""), ""
+    yield f"  termination reaches: {document.reach.replace('_', ' ')}", ""
+    yield from _binding(document)
+    yield from _rules(document)
+    if document.obligations:
+        yield "Obligations", "bold"
+    for duty in document.obligations:
+        yield f"  {duty.trigger}: {describe(document, duty)}{_where(duty.section)}", ""
+    yield from _source(document)
+
+
+def _where(section: str | None) -> str:
+    return f" [{section}]" if section else ""
+
+
+def _binding(document: Document) -> Iterator[tuple[str, str]]:
+    yield "Binds", "bold"
+    yield f"  access paths: {', '.join(document.access_paths)}", ""
+    for entry in document.models:
+        which = [f"revision {', '.join(entry.revision)}"] if entry.revision else []
+        which += [f"revisions before {entry.before}"] if entry.before else []
+        which += [f"revisions since {entry.since}"] if entry.since else []
+        which += [f"not {', '.join(entry.without)}"] if entry.without else []
+        which += [f"by {entry.confidence} sources"] if entry.confidence != "stored-copy" else []
+        yield f"  {', '.join(entry.match)}" + (f" ({'; '.join(which)})" if which else ""), ""
+    for inner in document.incorporates:
+        yield f"  and makes {inner.document} binding for {', '.join(inner.models)}", ""
+
+
+def _rules(document: Document) -> Iterator[tuple[str, str]]:
+    yield "Rules", "bold"
+    for rule in document.rules:
+        yield f"  {rule.verdict} {rule.code} {', '.join(rule.actions)}", STYLES[rule.verdict]
+        yield f"    {rule.gist}{_where(rule.section)}", ""
+        for word, conditions in (("when", rule.when), ("unless", rule.unless)):
+            for condition in conditions:
+                asked = condition.model_dump(mode="json", exclude_none=True)
+                yield f"    {word} " + " and ".join(f"{name} = {value}" for name, value in asked.items()), "dim"
+
+
+def _source(document: Document) -> Iterator[tuple[str, str]]:
+    yield "Source", "bold"
+    yield f"  {document.source.url}", ""
+    yield f"  read in: {document.source.read_in}, by {document.source.reader}, {document.source.verified_at}", ""
+    if document.source.sha256:
+        yield f"  sha256 of the text: {document.source.sha256}", ""
+    yield f"  next review {document.next_review}, owner {document.owner}", ""
+    if document.notes:
+        yield f"  {document.notes}", "dim"
+    yield f"  digest {document.digest}", "dim"
