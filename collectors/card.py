@@ -25,8 +25,7 @@ class EndpointCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     adds_bos: what the server did with a text; tokenizer_adds_bos: what the tokenizer's own rule says.
     extra_entry: the realised token comes as an entry besides the top k. sentinels: stand-ins for −inf that were seen.
     empty_lists: tokens with log-probability 0.0 and no candidates (speculative decoding).
-    split_characters_dropped: tokens that end inside a character lose their candidates.
-    unknown_fields: what a request with an unknown field got.
+    echo, unknown_fields: what became of a field by which a prompt would be scored, and of one that nobody knows.
     """
 
     kind: str
@@ -49,6 +48,7 @@ class EndpointCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     same_answer_twice: bool | None = None
     adds_bos: bool | None = None
     tokenizer_adds_bos: bool | None = None
+    echo: Literal["works", "ignored", "refused"] | None = None
     unknown_fields: Literal["ignored", "refused"] | None = None
 
     def to_json(self) -> bytes:
@@ -93,6 +93,11 @@ def contradictions(card: EndpointCard, ask: AskSettings) -> list[str]:
         found.append(
             f"max_tokens = {ask.max_tokens} leaves no room for a prompt in the server's context of "
             f"{card.context_length} tokens: lower ask.max_tokens."
+        )
+    if card.unknown_fields == "refused" and (ask.min_p > 0 or ask.sampling_top_k > 0):
+        found.append(
+            "The endpoint refuses fields that OpenAI's interface does not have, so ask.min_p and ask.sampling_top_k "
+            "cannot be sent: leave them out."
         )
     if ask.bos == "add" and card.adds_bos:
         found.append("ask.bos = 'add' would double BOS, which the server adds by itself: use ask.bos = 'server'.")

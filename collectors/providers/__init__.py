@@ -5,6 +5,7 @@ the exact tokens that the teacher saw, a provider may ask for preparatory exchan
 """
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -18,8 +19,9 @@ from storage.rows import Usage
 
 if TYPE_CHECKING:
     from collectors.card import EndpointCard
+    from collectors.providers.answer import Answer
 
-__all__ = ["KINDS", "Provider", "ProviderUnavailable", "Reading", "provider"]
+__all__ = ["KINDS", "Engine", "Provider", "ProviderUnavailable", "Reading", "provider"]
 
 
 class ProviderUnavailable(CollectError):
@@ -49,6 +51,18 @@ class Reading:
     flags: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What a server says of itself. `template` is the text of its chat template; None = not said."""
+
+    name: str | None = None
+    version: str | None = None
+    served_model: str | None = None
+    context_length: int | None = None
+    vocabulary: int | None = None
+    template: str | None = None
+
+
 class Provider(Protocol):
     """One kind of endpoint. The order of calls for an item:
 
@@ -59,6 +73,7 @@ class Provider(Protocol):
     """
 
     kind: str
+    about: tuple[Request, ...]
 
     def prepare(self, item: Item) -> Request | None:
         """What must be asked before the item itself (how the server tokenizes its prompt); None when all is known."""
@@ -72,6 +87,12 @@ class Provider(Protocol):
     def read(self, item: Item, body: bytes) -> Reading:
         """The labels in the body of a 200 answer to `request`. Raises Rejected with a reason code."""
 
+    def answer(self, item: Item, body: bytes) -> "Answer":
+        """What `read` reads, before the numbers are checked and put in order: probes look at that. Raises Rejected."""
+
+    def engine(self, bodies: Sequence[bytes | None]) -> Engine:
+        """The server's words about itself, from the answers to `about`; None where one was not a 200."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
@@ -81,7 +102,7 @@ class _Kind:
 
 
 KINDS: dict[str, _Kind] = {
-    "embedded": _Kind("collectors.providers.llamacpp", "LlamaCpp"),
+    "embedded": _Kind("collectors.providers.llamacpp", "LlamaCpp", "embedded"),
     "llamacpp": _Kind("collectors.providers.llamacpp", "LlamaCpp"),
     "openai": _Kind("collectors.providers.openai", "OpenAICompatible"),
 }

@@ -43,7 +43,7 @@ def default_gguf() -> Path:
         package = importlib.import_module(_MODEL_PACKAGE)
     except ImportError as error:
         raise ProviderUnavailable(
-            f"The embedded teacher's model is not installed: {_INSTALL}, or name a GGUF file in endpoint.gguf."
+            f"The embedded teacher's model is not installed: {_INSTALL}, or name a GGUF file in endpoint.model_path."
         ) from error
     try:
         target = cache_folder() / str(package.MODEL_NAME)
@@ -88,7 +88,7 @@ class EmbeddedServer:
             raise ProviderUnavailable(f"endpoint.kind = 'embedded' needs the package xllamacpp: {_INSTALL}")
         self.gguf = default_gguf() if gguf is None else gguf
         if not self.gguf.is_file():
-            raise ProviderUnavailable(f"There is no model file {self.gguf}: correct endpoint.gguf.")
+            raise ProviderUnavailable(f"There is no model file {self.gguf}: correct endpoint.model_path.")
         self.base_url = ""
         self._settings = {
             "gguf": str(self.gguf),

@@ -4,6 +4,7 @@ The prompt is tokenized by the server first and asked by ids: the answer names n
 know what the teacher saw, at the price of one small exchange more. Seen with build 11549.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from collectors.errors import Rejected
 from collectors.http import Request
 from collectors.normalise import Received
 from collectors.plan import Item
-from collectors.providers import Reading
+from collectors.providers import Engine, Reading
 from collectors.providers.answer import Answer, decode, reading
 from collectors.tokenizer import Tokenizer
 from storage.rows import Usage
@@ -84,10 +85,35 @@ class _Rendered(msgspec.Struct):
     prompt: str
 
 
+class _Settings(msgspec.Struct):
+    n_ctx: int | None = None
+
+
+class _Props(msgspec.Struct):
+    default_generation_settings: _Settings | None = None
+    model_alias: str | None = None
+    chat_template: str | None = None
+    build_info: str | None = None
+
+
+class _Meta(msgspec.Struct):
+    n_vocab: int | None = None
+
+
+class _Model(msgspec.Struct):
+    meta: _Meta | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] = []
+
+
 _COMPLETION = msgspec.json.Decoder(_Completion)
 _CHAT = msgspec.json.Decoder(_Chat)
 _TOKENS = msgspec.json.Decoder(_Tokens)
 _RENDERED = msgspec.json.Decoder(_Rendered)
+_PROPS = msgspec.json.Decoder(_Props)
+_MODELS = msgspec.json.Decoder(_Models)
 
 
 def sampling(ask: AskSettings, item: Item) -> dict[str, Any]:
@@ -123,6 +149,7 @@ class LlamaCpp:
     """Requests and responses of a llama.cpp server. Mode `generate` only: its `echo` is silently ignored."""
 
     kind = "llamacpp"
+    about = (Request("GET", "/props"), Request("GET", "/v1/models"))
 
     def __init__(
         self,
@@ -179,6 +206,21 @@ class LlamaCpp:
     def answer(self, item: Item, body: bytes) -> Answer:
         """The response as it was sent. Raises Rejected when it is none, or is about another prompt."""
         return self._chat(item, body) if self._by_chat(item) else self._completion(item, body)
+
+    def engine(self, bodies: Sequence[bytes | None]) -> Engine:
+        """From /props and /v1/models; the context is that of one slot."""
+        props, models = bodies
+        said = decode(_PROPS, props) if props is not None else _Props()
+        listed = decode(_MODELS, models).data if models is not None else []
+        meta = (listed[0].meta if listed else None) or _Meta()
+        return Engine(
+            name="llama.cpp",
+            version=said.build_info,
+            served_model=said.model_alias,
+            context_length=said.default_generation_settings.n_ctx if said.default_generation_settings else None,
+            vocabulary=meta.n_vocab,
+            template=said.chat_template,
+        )
 
     def _by_chat(self, item: Item) -> bool:
         """The chat shape keeps reasoning apart, but renders by itself: a BOS of ours cannot enter there."""
