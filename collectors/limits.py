@@ -16,8 +16,8 @@ from collectors.errors import EndpointStopped
 PATIENCE_SECONDS = 900.0
 PATIENCE_TRIES = 4
 _FAILURES_IN_A_ROW = 5
-_FIRST_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 60.0
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
 _RECOVER_SECONDS = 300.0
 
 
@@ -141,7 +141,7 @@ class EndpointLimit:
                 f"The endpoint has answered nothing for {silence:.0f} s over {self._tries} tries: {reason} "
                 "Run the same command again when it is well; nothing is lost."
             )
-        pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** min(self._tries - 1, 10))
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._tries - 1, 10))
         self._resume_at = max(self._resume_at, now + (pause if retry_after is None else retry_after))
 
     def _end_trial(self) -> None:

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 
 from collectors.card import EndpointCard, contradictions, warnings
 from collectors.config import EndpointSettings, RunConfig
-from collectors.errors import EndpointUnfit
+from collectors.errors import EndpointStopped, EndpointUnfit, Rejected, Transient
 from collectors.http import HttpSender, Sender
 from collectors.plan import TeacherTokens
 from collectors.probe import probe
 from collectors.providers import Provider, provider
 from collectors.providers.embedded import EmbeddedServer, default_gguf
+from collectors.retry import attempts
 from collectors.tokenizer import Tokenizer, load_tokenizer
 from storage.rows import TeacherRecord
 
 # Connections that a pool may hold beyond the requests in flight: probes and health checks.
 _SPARE_CONNECTIONS = 8
 _ADAPTIVE_CONNECTIONS = 512
+_PROBE_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def provider_for(config: RunConfig, card: EndpointCard | None, tokenizer: Tokeni
 
 @asynccontextmanager
 async def open_endpoints(config: RunConfig, tokenizer: Tokenizer | None) -> AsyncIterator[list[OpenEndpoint]]:
-    """All endpoints of the pool, probed. Raises EndpointStopped, ProviderUnavailable, TransportError, EndpointUnfit."""
+    """All endpoints of the pool, probed. Raises EndpointStopped, EndpointUnfit, ProviderUnavailable."""
     async with AsyncExitStack() as stack:
         opened = []
         for settings in config.pool:
@@ -95,9 +97,25 @@ async def open_endpoints(config: RunConfig, tokenizer: Tokenizer | None) -> Asyn
                 timeout_seconds=settings.timeout_seconds,
             )
             stack.push_async_callback(sender.aclose)
-            card = await probe(sender, teacher=config.teacher, endpoint=settings, ask=config.ask, tokenizer=tokenizer)
+            card = await _probed(sender, config, settings, tokenizer)
             opened.append(OpenEndpoint(sender, settings, card))
         yield opened
+
+
+async def _probed(
+    sender: Sender, config: RunConfig, settings: EndpointSettings, tokenizer: Tokenizer | None
+) -> EndpointCard:
+    try:
+        async for attempt in attempts(_PROBE_TRIES):
+            with attempt:
+                return await probe(
+                    sender, teacher=config.teacher, endpoint=settings, ask=config.ask, tokenizer=tokenizer
+                )
+    except Transient as error:
+        raise EndpointStopped(f"The endpoint does not answer: {error} Start it, or correct base_url.") from error
+    except Rejected as error:
+        raise EndpointUnfit(f"The endpoint cannot be used: {error}.") from error
+    raise AssertionError("tenacity ends by returning or raising")
 
 
 def check_fit(config: RunConfig, card: EndpointCard) -> list[str]:

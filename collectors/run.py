@@ -56,7 +56,7 @@ def collect(config: RunConfig, *, limit: int | None = None, watcher: Watcher | N
 def probe_endpoints(config: RunConfig) -> list[EndpointCard]:
     """The card of each endpoint of the run. The policies decide first: a probe asks the teacher too.
 
-    Raises PolicyRefused, ReviewNeeded, EndpointStopped, TransportError.
+    Raises PolicyRefused, ReviewNeeded, EndpointStopped, EndpointUnfit.
     """
     enforce(judge(config, (config.prompts.licence,)))
 
@@ -91,7 +91,7 @@ class _Run:
             decision = judge(config, summary.licences)
             enforce(decision)
             self._table = await asyncio.to_thread(Table.open_or_create, config.table)
-            self._journal = held or stack.enter_context(_hold(config))
+            self._journal = stack.enter_context(_hold(config)) if held is None else held
             self._clearance = clear(config, self._table, decision)
             self._chronicle = Chronicle(self._table, config, decision)
             self._budget = Budget(config.budget, self._chronicle.spent)
@@ -250,10 +250,10 @@ class _Run:
 
     def _outcome(self) -> tuple[str, str]:
         sending, counts = self._sending, self._keeper.counts
-        if sending is None:
-            if counts.committed or counts.rejected:
-                return "done", "All that was asked for is in the table."
-            return "nothing to do", "All that the run asks for is in the table already."
+        if self._plan is None or self._plan.planned == 0:
+            new = counts.committed + counts.rejected
+            return "done" if new else "nothing to do", "All that the run asks for is in the table."
+        assert sending is not None
         if isinstance(sending.ended_by, BudgetSpent):
             return "budget", str(sending.ended_by)
         if sending.ended_by is not None:

@@ -16,6 +16,7 @@ from aiohttp import web
 
 Fault = Callable[["Ask"], "str | None"]
 VOCABULARY = 1000
+LARGEST_K = 64
 
 
 class Ask:
@@ -157,6 +158,8 @@ class TeacherServer:
         body = await request.json()
         if isinstance(body["prompt"], str):
             body["prompt"] = tokens_of(body["prompt"])
+        if body["n_probs"] > LARGEST_K:
+            return web.json_response({"error": {"code": 400, "message": "n_probs is too large"}}, status=400)
         name = (tuple(body["prompt"]), body["seed"])
         self._attempts[name] += 1
         ask = Ask(len(self.asks), body, self._attempts[name])
