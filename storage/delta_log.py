@@ -7,7 +7,7 @@ the library leaves that to the operating system. File lists come from the log, n
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,8 @@ from deltalake.transaction import AddAction, RemoveAction, Transaction
 from storage.data_files import Written, sync_folder
 from storage.errors import TableDamaged, VersionNotFound, mapped
 
+NOTE = "potstill"
+"""The key of our note in a commit's own information."""
 STATISTICS = ("key", "run_id", "prompt_id", "collected_at")
 LONGEST_BOUND = 128
 """A longer string is no good bound in a log that every reader loads; the file's own statistics have it."""
@@ -107,11 +109,23 @@ class DeltaLog:
             )
         ]
 
-    def ever_added(self) -> set[str]:
-        """Relative paths of all files that any version of the table has named; the log is never cut."""
-        entries = sorted((self.root / "_delta_log").glob("[0-9]*.json"))
-        lines = (json.loads(line) for entry in entries for line in entry.read_text("utf-8").splitlines() if line)
-        return {unquote(line["add"]["path"]) for line in lines if "add" in line}
+    def added(self) -> dict[str, int]:
+        """Relative path of each file that any version has named → the first version that did; the log is never cut."""
+        first: dict[str, int] = {}
+        for version, line in self._lines():
+            if "add" in line:
+                first.setdefault(unquote(line["add"]["path"]), version)
+        return first
+
+    def notes(self) -> dict[int, dict[str, Any]]:
+        """Version → the note that its commit carries, of those that carry one."""
+        found = {version: line["commitInfo"].get(NOTE) for version, line in self._lines() if "commitInfo" in line}
+        return {version: note for version, note in found.items() if note is not None}
+
+    def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for entry in sorted((self.root / "_delta_log").glob("[0-9]*[0-9].json")):
+            for line in entry.read_text("utf-8").splitlines():
+                yield int(entry.stem), json.loads(line)
 
     def _inside(self, relative: str) -> Path:
         path = self.root / unquote(relative)
@@ -129,14 +143,16 @@ class DeltaLog:
         remove: Sequence[LoggedFile] = (),
         transaction: tuple[str, int] | None = None,
         note: Mapping[str, Any] | None = None,
+        same_rows: bool = False,
     ) -> int:
         """Add and remove files in one commit on top of `table`, just opened; → the new version, synced to disk.
 
-        `transaction` is (writer, sequence); `note` is kept in the log entry as what was done and why.
+        `transaction` is (writer, sequence); `note` is kept in the log entry as what was done and why;
+        `same_rows` says that readers of changes need not look.
         """
         now = int(time.time() * 1000)
         actions: list[AddAction | RemoveAction] = [
-            RemoveAction(file.relative, True, now, file.size, self._values(file.partition)) for file in remove
+            RemoveAction(file.relative, not same_rows, now, file.size, self._values(file.partition)) for file in remove
         ]
         actions += [
             AddAction(
@@ -144,7 +160,7 @@ class DeltaLog:
                 size=file.written.size,
                 partition_values=self._values(file.partition),
                 modification_time=now,
-                data_change=True,
+                data_change=not same_rows,
                 stats=json.dumps(file.statistics),
             )
             for file in add
@@ -156,7 +172,7 @@ class DeltaLog:
             schema=table.schema(),
             partition_by=[self.partition] if self.partition else None,
             commit_properties=CommitProperties(
-                custom_metadata=dict(note) if note else None,
+                custom_metadata={NOTE: dict(note)} if note else None,
                 app_transactions=[Transaction(*transaction)] if transaction else None,
             ),
         )

@@ -22,7 +22,7 @@ from policies.identity import Material, Teacher
 from storage.codec import list_values
 from storage.data_files import make_folder, write_data_file
 from storage.delta_log import DeltaLog, LoggedFile, NewFile, statistics
-from storage.errors import NotWritable, TableNotFound, mapped
+from storage.errors import NotWritable, TableNotFound, VersionNotFound, mapped
 from storage.keys import KeySet
 from storage.ledgers import (
     Ledger,
@@ -109,6 +109,8 @@ class Table(Records):
         if not table.log.exists():
             raise TableNotFound(f"There is no soft-label table at {root}: `potstill collect` makes one.")
         check_metadata(table.log.open(version).metadata().configuration, str(root))
+        if version is not None:
+            table.check_not_purged()
         return table
 
     @classmethod
@@ -116,6 +118,18 @@ class Table(Records):
         """Open the table at `path`, made first when there is none."""
         root = _local(path)
         return cls.open(root) if cls(root).log.exists() else cls.create(root)
+
+    def check_not_purged(self) -> None:
+        """Raise VersionNotFound, with the reason, when files of this version were removed by `compact --purge`."""
+        if all(file.path.is_file() for file in self.files()):
+            return
+        purges = {version: note for version, note in self.log.notes().items() if note["operation"] == "purge"}
+        for version, note in sorted(purges.items()):
+            if self.version < version:
+                raise VersionNotFound(
+                    f"Version {self.version} of {self.path} can no longer be read: the bytes of removed rows were "
+                    f"purged on {note['at'][:10]}; version {version} and later ones can."
+                )
 
     @property
     def version(self) -> int:
@@ -138,7 +152,7 @@ class Table(Records):
         Rows whose key the table has, or that repeat a key, are dropped and counted. They are durable on return.
         Raises InvalidRow, NotWritable, DiskFull; then nothing of this batch is in the table.
         """
-        with self._writing():
+        with self.writing():
             opened = self.log.open()
             if committed_sequence(opened, writer) >= sequence:
                 return Append(opened.version(), 0, len(rows))
@@ -166,7 +180,7 @@ class Table(Records):
         for group in sorted(set(table.column("audit_group").to_pylist())):
             part = table.filter(pc.equal(table.column("audit_group"), group)).combine_chunks()
             folder = self.log.root / f"audit_group={group}"
-            files.append(NewFile(write_data_file(folder, part, f"{_tokens(part)}t-"), group, statistics(part)))
+            files.append(NewFile(write_data_file(folder, part, f"{count_tokens(part)}t-"), group, statistics(part)))
         return files
 
     def _add_groups(self, rows: list[Row]) -> None:
@@ -181,16 +195,20 @@ class Table(Records):
 
     def append_rejects(self, rejects: Sequence[Reject], *, writer: str, sequence: int) -> int:
         """Keep rejects, exactly once for each (writer, sequence); → how many were written now."""
-        with self._writing():
+        with self.writing():
             return self.rejects.append(rejects_to_arrow(rejects), (writer, sequence))
 
     def save_run(self, run: RunRecord) -> None:
         """Keep a run's record in place of the one before."""
-        with self._writing():
+        with self.writing():
             self.run_ledger.replace(run_to_arrow(run), "run_id", run.run_id)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """Hold the table for writing, waiting for whoever has it; errors of the disk are mapped.
+
+        Raises NotWritable for a pinned table.
+        """
         if self._pinned is not None:
             raise NotWritable(f"{self.path} was opened at version {self._pinned}: open it without one to write.")
         with mapped(self.path), exclusive(self.path / ".lock"):
@@ -251,7 +269,8 @@ def _local(path: Path | str) -> Path:
     return root
 
 
-def _tokens(table: pa.Table) -> int:
+def count_tokens(table: pa.Table) -> int:
+    """Targets of all rows together."""
     offsets, _ = list_values(table.column("token_ids"))
     return int(offsets[-1] - offsets[0])
 

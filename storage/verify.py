@@ -73,7 +73,7 @@ def repair(path: Path | str) -> list[str]:
 
 def _leftovers(table: Table) -> Iterator[Path]:
     for log in (table.log, table.groups.log, table.rejects.log, table.run_ledger.log):
-        named = {log.root / name for name in log.ever_added()}
+        named = {log.root / name for name in log.added()}
         yield from (
             file for file in log.root.rglob("*.parquet") if "_delta_log" not in file.parts and file not in named
         )
