@@ -91,7 +91,8 @@ def terms(name: str | None, as_json: bool) -> None:
         shown = {"bundle": bundle.id, "digest": bundle.digest, "documents": records}
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     elif name is None:
-        Console(highlight=False).print(render_list(bundle, today))
+        console = Console(highlight=False)
+        console.print(render_list(bundle, today), soft_wrap=not console.is_terminal)  # a pipe gets whole lines
     else:
         for document in found:
             Console(highlight=False).print(render_document(document, today))

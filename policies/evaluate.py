@@ -60,6 +60,9 @@ def evaluate(
         raise FactsError("there is nothing to judge: name a teacher, or audit a table that has rows")
     for material in materials:
         _check_dates(material, day)
+    for on in use.organisation.monthly_active_users_on:
+        if on > day:
+            raise FactsError(f"organisation.monthly_active_users_on: {on} lies in the future")
     check_waivers(waivers, bundle, day)
     judged = {
         label: _judge_teacher(group, use, bundle, day, waivers) for label, group in _by_teacher(materials).items()
@@ -106,8 +109,8 @@ def _judge_teacher(
     claims: list[Claims] = []
     verdicts: list[Verdict] = []
     terms: set[str] = set()
+    binding = bind(group[0].teacher, bundle, day)
     for material in group:
-        binding = bind(material.teacher, bundle, day)
         reasons += [_of_problem(material, problem) for problem in binding.problems]
         bound, notes = _in_time(material, binding, bundle, day)
         reasons += notes

@@ -54,27 +54,29 @@ def record(document: Document, today: date) -> dict[str, Any]:
 
 
 def render_list(bundle: Bundle, today: date) -> RenderableType:
-    """One line a document version."""
-    from rich.table import Table
+    """One line a document version, cut at the width of the terminal: what matters most comes first."""
+    from rich.console import Group
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, expand=False, caption=f"bundle {bundle.id}", caption_justify="left")
-    table.add_column("document", no_wrap=True, min_width=max(len(d.name) for d in bundle.documents))
-    table.add_column("outputs", no_wrap=True, min_width=10)
-    table.add_column("read", no_wrap=True, min_width=11)
-    table.add_column("verified", no_wrap=True, min_width=10)
-    table.add_column("binds", overflow="ellipsis", no_wrap=True)
-    for document in bundle.documents:
-        binds = ", ".join(_binds(document))
-        read = "; ".join(d.partition(":")[0] for d in doubts(document, today)) or document.source.confidence
-        table.add_row(
-            document.name,
-            document.outputs.training.replace("allow-with-", ""),
-            read,
-            document.source.verified_at.isoformat(),
-            printable(binds),
-            style="dim" if document.effective_to and document.effective_to < today else None,
-        )
-    return table
+    width = max(len(document.name) for document in bundle.documents)
+    rows = [("document", "outputs", "read", "verified", "binds")]
+    rows += [_row(document, today) for document in bundle.documents]
+    lines = [
+        Text(f"{name:<{width}}  {outputs:<10}  {read:<13}  {verified:<10}  {printable(binds)}", no_wrap=True)
+        for name, outputs, read, verified, binds in rows
+    ]
+    lines[0].stylize("bold")
+    for line in lines:
+        line.overflow = "ellipsis"
+    return Group(*lines, Text(f"bundle {bundle.id}", style="dim"))
+
+
+def _row(document: Document, today: date) -> tuple[str, str, str, str, str]:
+    words = [doubt.partition(":")[0] for doubt in doubts(document, today)]
+    ended = "superseded" if document.effective_to and document.effective_to < today else ""
+    read = ended or (words[0] if words else document.source.confidence)
+    outputs = document.outputs.training.replace("allow-with-", "")
+    return document.name, outputs, read, document.source.verified_at.isoformat(), ", ".join(_binds(document))
 
 
 def _binds(document: Document) -> list[str]:

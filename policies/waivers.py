@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,11 +19,21 @@ from policies.decision import Reason, digest_of
 from policies.documents import Bundle
 from policies.errors import FactsError
 from policies.facts import Case
+from policies.merge import PURPOSES
 from policies.reasons import reason_of
 from policies.settings import Settings
 from policies.use import ACTIONS, Action
 
 LONGEST_RISK = timedelta(days=180)
+
+_CLAIMED: dict[str, dict[str, Any]] = {
+    "MARK_FORBIDDEN_IN_NAME": {"marks": frozenset()},
+    "NAME_PREFIX_MISSING": {"name_prefixes": frozenset()},
+    "NONCOMMERCIAL": {"purposes": PURPOSES},
+    "SAME_FAMILY_ONLY": {"families": None},
+    "STUDENT_LICENCE_CONFLICT": {"share_alike": frozenset(), "use_restrictions": frozenset()},
+}
+"""What a rule claims of the student, which goes with the rule when a permission lifts it."""
 
 
 class Permission(Settings):
@@ -115,7 +125,10 @@ def apply_waivers(finding: Finding, case: Case, waivers: Sequence[Waiver], today
         if waiver.teachers and case.teacher.label not in waiver.teachers:
             continue
         reasons = _applied(reasons, case, waiver, today)
-    return replace(finding, reasons=tuple(reasons))
+    before = {r.code for r in finding.reasons if r.verdict == "deny"}
+    lifted = before - {r.code for r in reasons if r.verdict == "deny"}
+    freed = {field: value for code in lifted for field, value in _CLAIMED.get(code, {}).items()}
+    return replace(finding, reasons=tuple(reasons), claims=replace(finding.claims, **freed))
 
 
 def _applied(reasons: list[Reason], case: Case, waiver: Waiver, today: date) -> list[Reason]:
