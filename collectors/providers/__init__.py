@@ -98,13 +98,14 @@ class Provider(Protocol):
 class _Kind:
     module: str
     name: str
+    modes: tuple[str, ...]
     extra: str | None = None  # of this distribution, when the module needs more than the base installation
 
 
 KINDS: dict[str, _Kind] = {
-    "embedded": _Kind("collectors.providers.llamacpp", "LlamaCpp", "embedded"),
-    "llamacpp": _Kind("collectors.providers.llamacpp", "LlamaCpp"),
-    "openai": _Kind("collectors.providers.openai", "OpenAICompatible"),
+    "embedded": _Kind("collectors.providers.llamacpp", "LlamaCpp", ("generate",), "embedded"),
+    "llamacpp": _Kind("collectors.providers.llamacpp", "LlamaCpp", ("generate",)),
+    "openai": _Kind("collectors.providers.openai", "OpenAICompatible", ("generate",)),
 }
 
 
@@ -123,6 +124,12 @@ def provider(
             f"endpoint.kind = {kind!r} is not in this version: use one of {', '.join(sorted(KINDS))}."
         )
     entry = KINDS[kind]
+    if ask.mode not in entry.modes:
+        able = sorted(name for name, other in KINDS.items() if ask.mode in other.modes)
+        raise ProviderUnavailable(
+            f"endpoint.kind = {kind!r} cannot do ask.mode = {ask.mode!r}: "
+            + (f"use one of {', '.join(able)}." if able else "no kind of this version can.")
+        )
     try:
         found = getattr(importlib.import_module(entry.module), entry.name)
     except ImportError as error:

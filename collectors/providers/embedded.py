@@ -67,11 +67,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class EmbeddedServer:
     """A llama.cpp server that ends with this process, however this process ends. Use as a context manager.
 
     gguf: the model, None = the default one. context_length: tokens for each of `slots` parallel answers.
-    threads: None = as many as this process may use. start_seconds: how long loading may take.
+    threads: None = all cores of this process but one, which its own work needs: llama.cpp's threads wait for each other
+    spinning, and without a core for each an answer takes ten times longer. start_seconds: how long loading may take.
     After entering, `base_url` is its address. Raises ProviderUnavailable or EndpointStopped.
     """
 
@@ -95,7 +100,7 @@ class EmbeddedServer:
             "name": self.gguf.stem,
             "context_length": context_length,
             "slots": slots,
-            "threads": threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": threads or max(1, _cores() - 1),
         }
         self._start_seconds = start_seconds
         self._child: subprocess.Popen[bytes] | None = None

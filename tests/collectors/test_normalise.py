@@ -51,6 +51,11 @@ def test_the_realised_token_leaves_the_list_when_it_came_besides_the_top_k() -> 
     assert math.exp(labels.log_tail[0]) == pytest.approx(0.125)
 
 
+def test_what_came_beyond_the_top_k_falls_into_the_tail() -> None:
+    labels = normalise(received(GOOD), k=2, vocabulary=10).labels
+    assert labels.top_ids.tolist() == [[5, 6]] and math.exp(labels.log_tail[0]) == pytest.approx(0.25)
+
+
 def test_the_realised_token_does_not_take_the_place_of_a_masked_candidate() -> None:
     sent = (9, log(0.01), [(9, log(0.01)), (5, log(0.5)), (6, log(0.25)), (7, None)])
     found = normalise(received(sent), k=3, vocabulary=10)
