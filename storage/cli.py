@@ -1,9 +1,10 @@
-"""The commands of this room: sql, status, audit. Each is one call of a public function, imported when it runs."""
+"""The commands of this room, each one call of a public function that is imported when it runs."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,93 @@ def audit(table: Path, use_path: Path, version: int | None, as_json: bool, out: 
         _print(render(decision))
     if decision.exit_code:
         click.get_current_context().exit(decision.exit_code)
+
+
+@click.command()
+@_TABLE
+@click.option("--version", type=int, help="Check this version of the table instead of the newest.")
+@click.option("--repair", is_flag=True, help="Remove what killed writers left behind.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def verify(table: Path, version: int | None, repair: bool, as_json: bool) -> None:
+    """Check every file against its checksum and every row against its rules.
+
+    Exit code 1 when anything is not as it was written.
+    """
+    from storage.verify import repair as remove_leftovers
+    from storage.verify import verify as check
+
+    if repair:
+        for name in remove_leftovers(table):
+            click.echo(f"removed {name}", err=True)
+    found = check(table, version)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    else:
+        for problem in found.problems:
+            click.echo(f"{problem.path}: {problem.what}")
+        for name in found.leftovers:
+            click.echo(f"{name}: left behind by a killed writer, harmless; --repair removes it", err=True)
+        count = f"{len(found.problems)} problems" if found.problems else "no problem"
+        click.echo(f"Version {found.version}: {found.files} files, {found.rows:,} rows, {count}.")
+    if found.problems:
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@_TABLE
+@click.option("--purge", is_flag=True, help="Delete the bytes of removed rows; earlier versions become unreadable.")
+def compact(table: Path, purge: bool) -> None:
+    """Join small files: fewer, larger files, same rows."""
+    from storage.compact import compact as join
+
+    done = join(table, purge=purge)
+    click.echo(f"{done.files_before} files became {done.files_after}, {done.rows:,} rows, version {done.version}.")
+    if purge:
+        click.echo(f"{done.purged_files} files of earlier versions deleted, {done.purged_bytes:,} bytes.")
+
+
+@click.command()
+@_TABLE
+@click.option("--terms", help="Rows under these terms: ID, or ID@VERSION.")
+@click.option("--teacher", help="Rows of this teacher: MODEL[@REVISION][#ACCESS_PATH].")
+@click.option("--run", help="Rows of this run.")
+@click.option("--where", help="Rows for which this SQL condition holds.")
+@click.option("--reason", default="", help="Why, for the record.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go and what it reached.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def takedown(
+    table: Path,
+    terms: str | None,
+    teacher: str | None,
+    run: str | None,
+    where: str | None,
+    reason: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Remove rows by terms, teacher, run or SQL, and record why.
+
+    Earlier versions still hold the rows until `potstill compact --purge`.
+    """
+    from storage.selection import Selection
+    from storage.takedown import takedown as remove
+
+    if not dry_run and not reason:
+        raise click.UsageError("Say why with --reason, or look first with --dry-run.")
+    selection = Selection(terms=terms, teacher=teacher, run=run, where=where)
+    done = remove(table, selection, reason=reason, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(asdict(done), indent=2, ensure_ascii=False))
+        return
+    verb = "would go" if dry_run else "are gone"
+    click.echo(f"{done.rows:,} rows, {done.rejects} rejects, {done.responses} journal entries {verb}.")
+    if done.versions is not None:
+        click.echo(f"They were in versions {done.versions[0]} to {done.versions[1]} of the table.")
+    for student in done.students:
+        click.echo(f"Reached by training: {student}")
+    if done.record is not None:
+        click.echo(f"Version {done.version} no longer has them; record {done.record[:12]} says why.")
+        click.echo(f"Next: potstill compact {table} --purge  deletes their bytes.")
 
 
 def _print(renderable: Any, *, wide_in_pipes: bool = False) -> None:

@@ -72,12 +72,16 @@ class Pending:
 
 def pending(folder: Path) -> list[Pending]:
     """What the journals of a folder hold that is not in the table yet, by run, without disturbing who writes them."""
-    found = []
-    for path in sorted(folder.glob("*.sqlite")):
-        with mapped(path), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-            [(count,)] = database.execute("SELECT count(*) FROM responses").fetchall()
-        found.append(Pending(path.stem, count, held_by(path.with_suffix(".lock"))))
-    return found
+    return [
+        Pending(path.stem, len(journal_keys(path)), held_by(path.with_suffix(".lock")))
+        for path in sorted(folder.glob("*.sqlite"))
+    ]
+
+
+def journal_keys(path: Path) -> set[str]:
+    """Keys of the responses in a journal, read beside whoever writes it."""
+    with mapped(path), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        return {key for (key,) in database.execute("SELECT key FROM responses")}
 
 
 class Journal:
@@ -147,6 +151,18 @@ class Journal:
     def release(self, sequence: int) -> None:
         """Let a batch go whose rows and rejects are committed."""
         self._change(lambda database: database.execute("DELETE FROM responses WHERE batch = ?", (sequence,)))
+
+    def discard(self, keys: Iterable[str] | None = None) -> int:
+        """Remove responses whose rows may not be kept, all or those of `keys`; → how many."""
+        before = len(self)
+        if keys is None:
+            self._change(lambda database: database.execute("DELETE FROM responses"))
+        else:
+            lines = [(key,) for key in keys]
+            self._change(lambda database: database.executemany("DELETE FROM responses WHERE key = ?", lines))
+        with mapped(self.path), self._turn:
+            self._database.execute("VACUUM")  # a deleted line's bytes would stay in the file
+        return before - len(self)
 
     def open_responses(self) -> Iterator[RawResponse]:
         """Responses of no batch yet, in the order in which they came."""

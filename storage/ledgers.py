@@ -3,12 +3,14 @@
 They are kept with the same care as the rows: durable files, one commit each, exactly once by (writer, sequence).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
@@ -86,6 +88,25 @@ class Ledger:
             file for file in self.log.files(opened) if _read(file, self.log.schema).column(column)[0].as_py() == value
         ]
         self.log.commit(opened, add=[self._new(table)], remove=old)
+
+    def remove(self, doomed: Callable[[pa.Table], pa.ChunkedArray], note: Mapping[str, Any], dry_run: bool) -> int:
+        """Remove the lines for which `doomed` gives true, in one commit; → how many they are."""
+        opened = self.log.open()
+        removed: list[LoggedFile] = []
+        kept: list[pa.Table] = []
+        count = 0
+        for file in self.log.files(opened):
+            table = _read(file, self.log.schema)
+            mask = doomed(table)
+            here = pc.sum(mask).as_py() or 0
+            if here:
+                count += here
+                removed.append(file)
+                kept.append(table.filter(pc.invert(mask)))
+        if count and not dry_run:
+            rest = [self._new(table) for table in kept if table.num_rows]
+            self.log.commit(opened, add=rest, remove=removed, note=note)
+        return count
 
     def _new(self, table: pa.Table) -> NewFile:
         return NewFile(write_data_file(self.log.root, table), None, statistics(table))

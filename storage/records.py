@@ -1,4 +1,4 @@
-"""What is kept beside the rows as single files: decisions, trainings, tokenizers, each named by a sha256.
+"""What is kept beside the rows as single files: decisions, trainings, takedowns, tokenizers, named by sha256.
 
 A record is written once and never changed; reading one checks it against its name.
 """
@@ -21,7 +21,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Records:
-    """The folders decisions/, trainings/ and tokenizers/ of the table at `root`."""
+    """The folders decisions/, trainings/, takedowns/ and tokenizers/ of the table at `root`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -58,11 +58,23 @@ class Records:
 
     def training(self, digest: str) -> dict[str, Any]:
         """One training record. Raises InvalidRecord when it is not there or was altered."""
-        data = self._load_file("trainings", f"{_checked(digest)}.json")
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise InvalidRecord(f"The training record {digest[:12]} was altered: it proves nothing any more.")
-        record: dict[str, Any] = json.loads(data)
-        return record
+        return self._digested("trainings", digest)
+
+    def save_takedown(self, takedown: Mapping[str, Any]) -> str:
+        """Keep the record of what was taken down and why under the digest of its content, which is returned."""
+        data = json.dumps(takedown, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        self._save_file("takedowns", f"{digest}.json", data)
+        return digest
+
+    def takedowns(self) -> list[dict[str, Any]]:
+        """All records of takedowns, oldest first. Raises InvalidRecord when one was altered."""
+        found = [self.takedown(digest) for digest in self.listed("takedowns")]
+        return sorted(found, key=lambda takedown: str(takedown["at"]))
+
+    def takedown(self, digest: str) -> dict[str, Any]:
+        """One record of a takedown. Raises InvalidRecord when it is not there or was altered."""
+        return self._digested("takedowns", digest)
 
     def save_tokenizer(self, data: bytes) -> str:
         """Keep a tokenizer file, so that the table needs nothing else to be trained on; → the sha256 of its bytes."""
@@ -81,6 +93,13 @@ class Records:
             raise InvalidRecord(f"The tokenizer {digest[:12]} is not what its name says: save it again.")
         return data
 
+    def _digested(self, folder: str, digest: str) -> dict[str, Any]:
+        data = self._load_file(folder, f"{_checked(digest)}.json")
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise InvalidRecord(f"The record {digest[:12]} in {folder}/ was altered: it proves nothing any more.")
+        record: dict[str, Any] = json.loads(data)
+        return record
+
     def _save_file(self, folder: str, name: str, data: bytes) -> None:
         with mapped(self._root):
             write_once(self._root / folder / name, data)
@@ -93,7 +112,7 @@ class Records:
             return path.read_bytes()
 
     def listed(self, folder: str) -> list[str]:
-        """Digests of all records of one kind: decisions, trainings or tokenizers."""
+        """Digests of all records of one kind: decisions, trainings, takedowns or tokenizers."""
         path = self._root / folder
         names = (file.name.split(".")[0] for file in path.iterdir()) if path.is_dir() else ()
         return sorted(name for name in names if _DIGEST.fullmatch(name))

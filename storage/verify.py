@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.delta_log import LoggedFile
-from storage.errors import StorageError, mapped
+from storage.errors import InvalidRecord, StorageError, mapped
 from storage.invariants import KEY, column_problem
 from storage.keys import KeySet
 from storage.locks import exclusive
@@ -87,6 +89,8 @@ def _records(table: Table) -> Iterator[Problem]:
         yield from _readable(f"tokenizers/{digest}", lambda digest=digest: table.tokenizer(digest))
     for digest in table.listed("trainings"):
         yield from _readable(f"trainings/{digest}", lambda digest=digest: table.training(digest))
+    for digest in table.listed("takedowns"):
+        yield from _readable(f"takedowns/{digest}", lambda digest=digest: table.takedown(digest))
 
 
 def _readable(name: str, read: Any) -> Iterator[Problem]:
@@ -107,6 +111,18 @@ def _bytes(root: Path, file: LoggedFile | DataFile) -> list[Problem]:
     return []
 
 
+def _readable_takedowns(table: Table) -> list[dict[str, Any]]:
+    found = []
+    for digest in table.listed("takedowns"):
+        with suppress(InvalidRecord):  # reported with the other records
+            found.append(table.takedown(digest))
+    return found
+
+
+def _time(record: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(record["at"])
+
+
 class _RowChecker:
     """Checks data files, and keys across them."""
 
@@ -115,6 +131,10 @@ class _RowChecker:
         self._keys = KeySet()
         self._groups = {line["audit_group"]: line for line in table.groups.read().to_pylist()}
         self._vocabularies: dict[str, int | None] = {}
+        takedowns = _readable_takedowns(table)
+        self._gone = {key: _time(record) for record in takedowns for key in record["keys"]}
+        whole = [record for record in takedowns if not record["keys"]]
+        self._gone_groups = {group: _time(record) for record in whole for group in record["groups"]}
 
     def file(self, file: DataFile) -> list[Problem]:
         """What is wrong with one file; its rows are looked at only when its bytes are right."""
@@ -153,6 +173,11 @@ class _RowChecker:
         self._keys.add_columns([keys])
         if len(self._keys) - before != part.num_rows:
             return "a key occurs twice in the table"
+        times = part.column("collected_at").to_pylist()
+        for key, time in zip(keys.to_pylist(), times, strict=True) if self._gone or group in self._gone_groups else ():
+            gone = self._gone.get(key) or self._gone_groups.get(group)
+            if gone is not None and time < gone:
+                return f"row {key[:12]} was taken down on {gone:%Y-%m-%d} and is here again"
         return self._group(part, group) or column_problem(part, bits, self._vocabulary)
 
     def _group(self, part: pa.Table, group: str) -> str | None:

@@ -57,3 +57,30 @@ def test_status_for_people_and_machines(table):
     assert "4 (4 with labels) of 4 prompts" in done.stdout and "google/gemma-3-270m@gguf-q4_k_m: 4 rows" in done.stdout
     record = json.loads(run(cli.status, table.path, "--json").stdout)
     assert (record["rows"], record["tokens"], record["version"]) == (4, 32, 2)
+
+
+def test_verify_names_what_is_damaged(table):
+    assert "2 files, 4 rows, no problem" in run(cli.verify, table.path).stdout
+    (table.files()[0].path.parent / ".x.partial").write_bytes(b"x")
+    assert ".x.partial: left behind" in run(cli.verify, table.path).stderr
+    assert ".x.partial" in run(cli.verify, table.path, "--repair").stderr
+    file = table.files()[0].path
+    file.write_bytes(file.read_bytes()[:-1])
+    done = run(cli.verify, table.path, code=1)
+    assert f"{file.name}: its content has another checksum" in done.stdout and "1 problems" in done.stdout
+    record = json.loads(run(cli.verify, table.path, "--json", code=1).stdout)
+    assert record["problems"][0]["path"].endswith(file.name)
+
+
+def test_compact_and_purge(table):
+    assert "2 files became 1, 4 rows, version 3." in run(cli.compact, table.path).stdout
+    assert "2 files of earlier versions deleted" in run(cli.compact, table.path, "--purge").stdout
+
+
+def test_takedown_says_what_it_reaches_first(table):
+    arguments = (table.path, "--where", "prompt_id = 'p000001'")
+    assert "1 rows, 0 rejects, 0 journal entries would go" in run(cli.takedown, *arguments, "--dry-run").stdout
+    assert "--reason" in run(cli.takedown, *arguments, code=2).stderr
+    done = run(cli.takedown, *arguments, "--reason", "asked to")
+    assert "are gone" in done.stdout and "--purge" in done.stdout
+    assert json.loads(run(cli.takedown, *arguments, "--dry-run", "--json").stdout)["rows"] == 0
