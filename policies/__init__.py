@@ -1,6 +1,7 @@
 """potstill room: policies. May this data train that student? Terms documents as data, verdicts with reasons.
 
-Names are loaded on use, so that importing the room costs nothing.
+Names are loaded on use, so that importing the room costs nothing. The judgement itself is
+`policies.evaluate.evaluate`, imported from its module because it bears the module's name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from policies.documents import load_bundle as load_bundle
     from policies.documents import read_bundle as read_bundle
     from policies.errors import PolicyError as PolicyError
-    from policies.evaluate import evaluate as evaluate
     from policies.identity import Material as Material
     from policies.identity import Teacher as Teacher
     from policies.settings import ConfigError as ConfigError
@@ -39,7 +39,6 @@ _HOME = {
     "Use": "policies.use",
     "Waiver": "policies.waivers",
     "binding_terms": "policies.binding",
-    "evaluate": "policies.evaluate",
     "load_bundle": "policies.documents",
     "read_bundle": "policies.documents",
     "read_toml": "policies.settings",
@@ -58,7 +57,6 @@ __all__ = [
     "Use",
     "Waiver",
     "binding_terms",
-    "evaluate",
     "load_bundle",
     "read_bundle",
     "read_toml",
