@@ -83,6 +83,25 @@ def test_what_cannot_become_a_row_is_refused(exchange: Exchange, made: Make, ite
         one.read(asked, json.dumps(drafted).encode())
 
 
+def test_a_chat_that_does_not_add_up_is_refused(exchange: Exchange, made: Make, item: NewItem) -> None:
+    recorded = exchange("llamacpp/chat_top20")["body"]
+    one, asked = made(top_k=20), item(messages=CHAT, prompt="…", prompt_token_ids=tuple(range(60)))
+    for usage, code in [
+        ({"prompt_tokens": 59, "completion_tokens": 16}, "prompt_mismatch"),
+        ({"prompt_tokens": 60, "completion_tokens": 17}, "length_mismatch"),
+    ]:
+        with pytest.raises(Rejected, match=code):
+            one.read(asked, json.dumps(recorded | {"usage": usage}).encode())
+    with pytest.raises(Rejected, match="2 choices"):
+        one.read(asked, json.dumps(recorded | {"choices": recorded["choices"] * 2}).encode())
+
+
+def test_an_answer_that_filled_the_context_is_flagged(exchange: Exchange, made: Make, item: NewItem) -> None:
+    recorded = exchange("llamacpp/completion_top8")["body"] | {"truncated": True}
+    found = made(top_k=8).read(item(prompt_token_ids=tuple(range(51))), json.dumps(recorded).encode())
+    assert found.flags == ("context_full",)
+
+
 def test_every_sampling_parameter_is_sent_and_taken(
     made: Make, item: NewItem, send: Callable[[Request], Response]
 ) -> None:

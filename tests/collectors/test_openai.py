@@ -49,6 +49,14 @@ def test_ids_are_found_again_from_bytes(made: Make, item: NewItem, byte_level: T
     assert found.token_bytes is None and found.flags == () and found.finish_reason == "stop"
 
 
+def test_in_the_last_place_the_rank_is_unknown(made: Make, item: NewItem, byte_level: Tokenizer) -> None:
+    """vLLM leaves the k-th candidate out where the realised token came besides the top k, and does not say so."""
+    sent = [token(" a", -1.5, [(" a", -1.5), ("a", -0.5)])]
+    found = made("openai", top_k=2, tokenizer=byte_level).read(item(messages=CHAT), answer(sent))
+    assert found.labels is not None
+    assert found.labels.top_ids.tolist() == [[0, 1]] and found.labels.token_ranks.tolist() == [0]
+
+
 def test_a_candidate_of_two_ids_falls_into_the_tail(made: Make, item: NewItem, byte_level: Tokenizer) -> None:
     sent = [token("a", -0.5, [("a", -0.5), ("b", -1.5)])]
     found = made("openai", top_k=2, tokenizer=byte_level).read(item(messages=CHAT), answer(sent))
@@ -100,6 +108,23 @@ def test_dictionaries_by_string_give_no_labels(exchange: Exchange, made: Make, i
     body = exchange("vllm/completions_generate_top8")["body"]
     found = made("openai", top_k=8).read(item(prompt="…"), json.dumps(body).encode())
     assert found.labels is None and found.flags == ("no_token_ids",) and found.text.startswith("    \n")
+
+
+def test_strings_among_ids_give_no_labels(exchange: Exchange, made: Make, item: NewItem) -> None:
+    body = exchange("vllm/completions_generate_top8_as_token_ids")["body"]
+    tops = body["choices"][0]["logprobs"]["top_logprobs"]
+    tops[0] = {name.replace("token_id:1995", "print"): value for name, value in tops[0].items()}
+    found = made("openai", top_k=8).read(item(prompt="…"), json.dumps(body).encode())
+    assert found.labels is None and found.flags == ("no_token_ids",)
+
+
+def test_a_prompt_given_as_ids_is_what_the_row_names(exchange: Exchange, made: Make, item: NewItem) -> None:
+    body = exchange("llamacpp/completions_openai_top5")["body"]
+    found = made("openai", top_k=5).read(item(prompt_token_ids=(2, 818)), json.dumps(body).encode())
+    assert found.prompt_token_ids == (2, 818)
+    body = exchange("vllm/completions_generate_top8_as_token_ids")["body"]
+    with pytest.raises(Rejected, match="prompt_mismatch"):
+        made("openai", top_k=8).read(item(prompt_token_ids=(2, 818)), json.dumps(body).encode())
 
 
 def test_recorded_llamacpp_completions_have_ids(exchange: Exchange, made: Make, item: NewItem) -> None:
