@@ -95,9 +95,9 @@ def prove_alignment(
 
 
 def _check_targets(batch: Mapping[str, Tensor]) -> None:
-    """Each target must be the token that follows the position it is read from."""
-    following = batch["input_ids"].reshape(-1)[_neighbour(batch, 1)]
-    wrong = (batch["target_ids"] >= 0) & (following != batch["target_ids"])
+    """Each target must be the token that follows the position it is read from, where that is in the batch."""
+    following, inside = _token_after(batch, 1)
+    wrong = inside & (batch["target_ids"] >= 0) & (following != batch["target_ids"])
     if bool(wrong.any()):
         raise NotAligned(
             f"{int(wrong.sum())} of {wrong.numel()} targets are not the token after the position they are read from; "
@@ -105,23 +105,24 @@ def _check_targets(batch: Mapping[str, Tensor]) -> None:
         )
 
 
-def _neighbour(batch: Mapping[str, Tensor], distance: int) -> Tensor:
-    return (batch["loss_index"] + distance).clamp(0, batch["input_ids"].numel() - 1)
+def _token_after(batch: Mapping[str, Tensor], distance: int) -> tuple[Tensor, Tensor]:
+    """The token `distance` behind each position that is read, and whether it lies in the same document. Both [N]."""
+    ids, documents = batch["input_ids"].reshape(-1), batch["document_ids"].reshape(-1)
+    position = (batch["loss_index"] + distance).clamp(max=ids.numel() - 1)
+    length = batch["input_ids"].shape[1]
+    inside = (position // length == batch["loss_index"] // length) & (position == batch["loss_index"] + distance)
+    return ids[position], inside & (documents[position] == documents[batch["loss_index"]])
 
 
 def _log_likelihood(batch: Mapping[str, Tensor], shift: int, vocabulary: int) -> Tensor:
-    """log p(token at n + shift) under the labels of n, for targets whose neighbour lies in the same document. [M]
+    """log p(token at n + shift) under the labels of n, where all three tokens lie in the document. [M], float64
 
     A token outside the candidates gets an equal share of the tail.
     """
-    position = _neighbour(batch, 1 + shift)
-    ids, documents = batch["input_ids"].reshape(-1), batch["document_ids"].reshape(-1)
-    labelled = (batch["top_ids"] >= 0).any(-1)
-    length = batch["input_ids"].shape[1]
-    same_sequence = position // length == batch["loss_index"] // length
-    usable = labelled & same_sequence & (documents[position] == documents[batch["loss_index"]])
-    hit = batch["top_ids"] == ids[position][:, None]
-    k = (batch["top_ids"] >= 0).sum(-1)
-    in_tail = batch["log_tail"] - torch.log((vocabulary - k).clamp(min=1).float())
+    tokens, _ = _token_after(batch, 1 + shift)
+    usable = _token_after(batch, 2)[1] & (batch["top_ids"] >= 0).any(-1)
+    hit = batch["top_ids"] == tokens[:, None]
+    others = (vocabulary - (batch["top_ids"] >= 0).sum(-1)).clamp(min=1)
+    in_tail = batch["log_tail"].clamp(min=-30.0) - torch.log(others.float())
     in_top = torch.where(hit, batch["top_logprobs"], -torch.inf).amax(-1)
-    return torch.where(hit.any(-1), in_top, in_tail.clamp(min=-30.0))[usable].double()
+    return torch.where(hit.any(-1), in_top, in_tail)[usable].double()

@@ -38,6 +38,14 @@ class DistilledStudent(nn.Module):
         """The model's own configuration, which the transformers Trainer looks at."""
         return self.model.config
 
+    def get_input_embeddings(self) -> Any:
+        """The model's, for NEFTune."""
+        return self.model.get_input_embeddings()
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """The model's, for `gradient_checkpointing`."""
+        self.model.activation_checkpointing_enable(**options)
+
     def forward(self, normaliser: Tensor | float | None = None, **batch: Tensor) -> LossParts:
         """Loss of one batch of SoftLabelStream; `normaliser` as in `distillation_loss`."""
         return fused_distillation_loss(

@@ -106,3 +106,54 @@ class MarkovTeacher:
         digest = table.save_tokenizer(self.tokenizer())
         table.append(self.rows(count, tokenizer_sha256=digest, **options), writer="synthetic", sequence=0)
         return table
+
+
+ALLOWED = """
+action = "distribute_student"
+[student]
+name = "markov-small"
+licence = "LicenseRef-scancode-gemma-tou-2025-03-24"
+init_from = "scratch"
+kind = "general_llm"
+distributed = true
+intent_similar = true
+[organisation]
+domicile = "US"
+deploys_in = ["US"]
+commercial = true
+annual_revenue_usd = 50_000_000
+monthly_active_users = 1_000_000
+[data]
+signal = "top_k_logprobs"
+"""
+REFUSED = ALLOWED.replace("LicenseRef-scancode-gemma-tou-2025-03-24", "Apache-2.0")
+
+
+def training_folder(folder: Path, *, use: str = ALLOWED, settings: str = "", steps: int = 40, seed: int = 0) -> Path:
+    """train.toml and use.toml for a tiny student of the table in `folder`/table; `settings` are added; → train.toml."""
+    (folder / "use.toml").write_text(use, encoding="utf-8")
+    text = f"""
+table = "table"
+use = "use.toml"
+out = "student"
+[student]
+hidden_size = 32
+layers = 1
+heads = 2
+key_value_heads = 1
+intermediate_size = 64
+[data]
+sequence_length = 64
+holdout = 0.25
+seed = {seed}
+[training]
+max_steps = {steps}
+per_device_train_batch_size = 8
+learning_rate = 5e-3
+logging_steps = 10
+save_steps = 20
+use_cpu = true
+{settings}
+"""
+    (folder / "train.toml").write_text(text, encoding="utf-8")
+    return folder / "train.toml"

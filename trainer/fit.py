@@ -1,0 +1,204 @@
+"""`potstill train`: audit, student, alignment proof, training, student folder, record; in that order, nothing skipped.
+
+The table version is pinned at the start and kept by every checkpoint, so a table may grow while a student trains on it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from policies.decision import Decision
+from storage.table import Table
+from trainer.align import AlignmentProof, prove_alignment
+from trainer.card import write_card
+from trainer.checkpoint import ResumeRefused, TrainingState, check_resume, last_checkpoint
+from trainer.config import DataSettings, TrainConfig
+from trainer.forward import DistilledStudent
+from trainer.gate import gate
+from trainer.loop import DistillationTrainer, Progress, training_arguments
+from trainer.objective import Objective
+from trainer.reading import column_batches, table_templates, table_tokenizer
+from trainer.stream import SoftLabelStream
+from trainer.student import Student, create_student, save_student
+from trainer.vocabulary import COUNT_COLUMNS
+
+Tell = Callable[[str], None]
+RECORD_FILE = "training.json"
+"""The training record in the student's folder; the table keeps the same one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a training left: the folder of the student, its record and the digest of the record in the table."""
+
+    out: Path
+    record: dict[str, Any]
+    digest: str
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    tell: Tell = lambda line: None,
+    progress: Callable[[int, int, dict[str, float]], None] = lambda step, steps, logs: None,
+) -> Training:
+    """Train the student that the settings describe.
+
+    Args:
+        resume: go on from the last finished checkpoint in `config.out`, on the table version it names.
+        tell: gets lines for a person.
+        progress: gets the step, the number of steps and the log of the last ones.
+
+    Raises TrainError, PolicyError or StorageError: exit 3 when the policies refuse the use, 5 when they cannot judge.
+    """
+    started = time.monotonic()
+    arguments = training_arguments(
+        config.training, out=config.out, seed=config.data.seed, from_scratch=config.student.from_ == "config"
+    )
+    objective = Objective(**config.loss.model_dump())
+    found = _checkpoint(config, resume)
+    table = Table.open(config.table, found[1].table_version if found else config.version)
+    table = Table.open(config.table, table.version)  # pinned from here on
+    decision = gate(table, config.use)
+    tell(f"audit of version {table.version}: {decision.verdict}, decision {decision.digest[:12]}")
+    student = make_student(config, table)
+    tell(_describe(student))
+    stream = make_stream(
+        config.data,
+        table,
+        student,
+        split="train",
+        batch_size=arguments.per_device_train_batch_size * arguments.world_size,
+        rank=arguments.process_index,
+        world=arguments.world_size,
+    )
+    proof = prove(config, table, student)
+    for line in proof.lines():
+        tell(line)
+    provenance = TrainingState(str(config.table), table.version, decision.digest, config.digest, 0, {})
+    trainer = DistillationTrainer(
+        DistilledStudent(student.model, objective),
+        arguments,
+        stream,
+        provenance=provenance,
+        callbacks=[Progress(progress)],
+    )
+    if found:
+        stream.load_state_dict(found[1].stream)
+        tell(f"resuming at step {found[1].step} from {found[0].name}")
+    trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+    record = _record(config, table, decision, student, proof, trainer, time.monotonic() - started)
+    return _finish(config, table, decision, student, record, trainer)
+
+
+def make_student(config: TrainConfig, table: Table) -> Student:
+    """The student before its first step; the same settings and table give the same weights."""
+    return create_student(
+        config.student,
+        table.tokenizer(table_tokenizer(table)),
+        column_batches(table, COUNT_COLUMNS),
+        sequence_length=config.data.sequence_length,
+        seed=config.data.seed,
+    )
+
+
+def make_stream(
+    data: DataSettings, table: Table, student: Student, *, batch_size: int, **options: Any
+) -> SoftLabelStream:
+    """The rows of the table as batches for this student; `options` as SoftLabelStream takes them."""
+    vocabulary = student.vocabulary
+    unknown = vocabulary.definition.vocabulary().get(vocabulary.definition.unk or "")
+    return SoftLabelStream(
+        table,
+        sequence_length=data.sequence_length,
+        batch_size=batch_size,
+        pack=data.pack,
+        seed=data.seed,
+        holdout=data.holdout,
+        id_map=vocabulary.id_map,
+        unknown_id=unknown,
+        **options,
+    )
+
+
+def prove(config: TrainConfig, table: Table, student: Student) -> AlignmentProof:
+    """The alignment proof on the training rows. Raises NotAligned."""
+    batches = make_stream(config.data, table, student, split="train", batch_size=8, repeat=False)
+    digest, mapping = table_tokenizer(table)[:12], student.vocabulary.kind
+    return prove_alignment(
+        batches,
+        vocabulary=student.model.config.vocab_size,
+        tokenizer=f"{digest} ({'the same ids' if student.vocabulary.id_map is None else f'mapped, {mapping}'})",
+        templates=table_templates(table),
+    )
+
+
+def _checkpoint(config: TrainConfig, resume: bool) -> tuple[Path, TrainingState] | None:
+    if not resume:
+        return None
+    found = last_checkpoint(config.out)
+    if found is None:
+        raise ResumeRefused(f"There is no finished checkpoint in {config.out}; train without --resume.")
+    check_resume(found[1], found[0], table=config.table, config=config.digest)
+    return found
+
+
+def _describe(student: Student) -> str:
+    facts = student.facts()
+    return (
+        f"student from {facts['origin']}: {facts['architecture']}, {facts['parameters']:,} parameters, "
+        f"vocabulary {facts['vocabulary']:,} ({facts['vocabulary_kind']}; "
+        f"{facts['mass_lost_to_trimming']:.1%} of the teacher's mass moves to the tail)"
+    )
+
+
+def _record(
+    config: TrainConfig,
+    table: Table,
+    decision: Decision,
+    student: Student,
+    proof: AlignmentProof,
+    trainer: DistillationTrainer,
+    seconds: float,
+) -> dict[str, Any]:
+    """The bill of materials: what went in, under which terms, and what came out."""
+    return {
+        "table": str(config.table),
+        "table_version": table.version,
+        "decision": decision.digest,
+        "verdict": decision.verdict,
+        "use": decision.facts,
+        "materials": [material.model_dump(mode="json") for material in table.materials()],
+        "left_out": trainer.stream.index.left_out,
+        "config": config.model_dump(mode="json", by_alias=True),
+        "config_digest": config.digest,
+        "student": student.facts(),
+        "alignment": proof.to_record(),
+        "steps": trainer.state.global_step,
+        "stream": trainer.stream.state_dict(),
+        "log": trainer.state.log_history,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _finish(
+    config: TrainConfig,
+    table: Table,
+    decision: Decision,
+    student: Student,
+    record: dict[str, Any],
+    trainer: DistillationTrainer,
+) -> Training:
+    if not trainer.args.should_save:
+        return Training(config.out, record, "")
+    save_student(trainer.student, student.vocabulary, config.out)
+    write_card(config.out, record, decision)
+    (config.out / RECORD_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+    digest = Table.open(config.table).save_training(record)
+    return Training(config.out, record, digest)

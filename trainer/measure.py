@@ -1,0 +1,136 @@
+"""How close a student is to its teacher on given rows: sums over tokens, so that parts add up to the whole.
+
+All against the stored labels: the KL is that of the candidates and one tail bucket, a lower bound of the full one.
+Dense logits are made for a few tokens at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.forward import loss_hidden, softcap
+from trainer.head import CHUNK_ELEMENTS
+from trainer.losses import SoftTargets, StudentLogits, hard_cross_entropy, student_logits
+from trainer.tails import student_events, teacher_events
+
+CALIBRATION_BINS = 15
+BOOTSTRAP = 1000
+
+
+@torch.no_grad()
+def token_measures(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, NDArray[np.float64]]:
+    """One value per target for each measure, [N] over all batches.
+
+    `row` numbers the sequences; `kl`, `head`, `tail`, `nll`, `teacher_nll` are nats; `agrees`, `hit` 0 or 1;
+    `acceptance` is Σ min(p, q), the chance that speculative decoding keeps the student's proposal (at most: the tails
+    count as one event); `confidence` is the student's largest probability. NaN where a target has no soft labels or no
+    realised token.
+    """
+    model.eval()
+    columns: dict[str, list[Tensor]] = {}
+    rows = 0
+    for batch in batches:
+        sequence = batch["loss_index"] // batch["input_ids"].shape[1]
+        document = batch["document_ids"].flatten()[batch["loss_index"]]
+        _, number = torch.unique(sequence * batch["document_ids"].max().add(1) + document, return_inverse=True)
+        columns.setdefault("row", []).append(number + rows)
+        rows += int(number.max()) + 1 if len(number) else 0
+        for targets, logits_NV in _chunks(model, batch):
+            for name, values in _measures(targets, logits_NV).items():
+                columns.setdefault(name, []).append(values)
+    return {name: torch.cat(values).double().numpy() for name, values in columns.items()}
+
+
+def _chunks(model: Any, batch: Mapping[str, Tensor]) -> Iterator[tuple[SoftTargets, Tensor]]:
+    head, cap = model.get_output_embeddings(), softcap(model)
+    hidden_ND = loss_hidden(model, batch)
+    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    per_token = ("target_ids", "top_ids", "top_logprobs", "log_tail", "weight", "target_logprobs")
+    for start in range(0, len(hidden_ND), size):
+        part = slice(start, start + size)
+        logits_NV = head(hidden_ND[part]).float()
+        if cap is not None:
+            logits_NV = cap * torch.tanh(logits_NV / cap)
+        yield SoftTargets.from_batch({name: batch[name][part] for name in per_token}), logits_NV
+
+
+def _measures(targets: SoftTargets, logits_NV: Tensor) -> dict[str, Tensor]:
+    student: StudentLogits = student_logits(logits_NV, targets)
+    log_p_NE = teacher_events(targets.top_logprobs_NK, targets.log_tail_N)
+    log_q_NE = student_events(student.top_NK, student.tail_lse_N)
+    terms_NE = log_p_NE.exp() * (log_p_NE - log_q_NE)
+    first_N = logits_NV.argmax(-1)
+    best_N = targets.top_ids_NK.gather(1, targets.top_logprobs_NK.argmax(-1, keepdim=True))[:, 0]
+    soft, hard = targets.has_soft_N, targets.has_target_N
+    assert targets.target_logprobs_N is not None
+    return {
+        "kl": _where(soft, terms_NE.sum(-1)),
+        "head": _where(soft, terms_NE[:, :-1].sum(-1)),
+        "tail": _where(soft, terms_NE[:, -1]),
+        "acceptance": _where(soft, torch.minimum(log_p_NE, log_q_NE).exp().sum(-1)),
+        "agrees": _where(soft, (first_N == best_N).float()),
+        "nll": _where(hard, hard_cross_entropy(student, targets)),
+        "teacher_nll": _where(hard, -targets.target_logprobs_N),
+        "confidence": logits_NV.softmax(-1).amax(-1),
+        "hit": _where(hard, (first_N == targets.target_ids_N).float()),
+    }
+
+
+def _where(known_N: Tensor, values_N: Tensor) -> Tensor:
+    return torch.where(known_N, values_N, torch.nan)
+
+
+def summary(tokens: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """Means over tokens, with a 95 % interval of the KL by resampling rows (tokens of a row are not independent)."""
+    means = {name: _mean(tokens[name]) for name in ("kl", "head", "tail", "acceptance", "agrees", "nll")}
+    low, high = interval(tokens["row"], tokens["kl"])
+    return {
+        "kl": means["kl"],
+        "kl_low": low,
+        "kl_high": high,
+        "head_loss": means["head"],
+        "tail_loss": means["tail"],
+        "nll": means["nll"],
+        "perplexity": float(np.exp(means["nll"])),
+        "top1_agreement": means["agrees"],
+        "acceptance": means["acceptance"],
+        "calibration_error": calibration_error(tokens["confidence"], tokens["hit"]),
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def interval(rows: NDArray[np.float64], values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over tokens, whole rows drawn with replacement."""
+    known = ~np.isnan(values)
+    _, number = np.unique(rows[known], return_inverse=True)
+    if not number.size:
+        return float("nan"), float("nan")
+    sums, counts = np.bincount(number, values[known]), np.bincount(number)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(BOOTSTRAP, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def calibration_error(confidence: NDArray[np.float64], hit: NDArray[np.float64]) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): |confidence − accuracy| over equal bins.
+
+    The realised tokens are draws of the teacher, so a student with the teacher's distribution has an error of 0.
+    """
+    known = ~np.isnan(hit)
+    confidence, hit = confidence[known], hit[known]
+    if not hit.size:
+        return float("nan")
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gap = np.bincount(bins, confidence - hit, minlength=CALIBRATION_BINS)
+    return float(np.abs(gap).sum() / hit.size)
