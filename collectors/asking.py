@@ -7,6 +7,7 @@ import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from collectors import limits
 from collectors.budget import Budget, Spend, likely_case, spend, worst_case
 from collectors.config import LimitSettings, PriceSettings
 from collectors.errors import EndpointStopped, Poison, Rejected, ServerBusy, Transient, TransportError
@@ -21,6 +22,8 @@ from collectors.slots import Slots
 POISON_DEATHS = 2
 _HEALTH = Request("GET", "/health")
 _HEALTH_SECONDS = 5.0
+# Large models take a quarter of an hour to load; a look a second.
+_RESTART_LOOKS = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,16 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ask:
+    """A request, what it may take, and whether its answer says that the engine is well (a tokenizer's does not)."""
+
+    request: Request
+    worst: Spend
+    estimate: float
+    decisive: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Sent:
     response: Response
     grant: Grant
@@ -48,18 +61,18 @@ class Endpoint:
     """
 
     def __init__(
-        self, sender: Sender, provider: Provider, *, limits: LimitSettings, price: PriceSettings | None, budget: Budget
+        self, sender: Sender, provider: Provider, *, allowed: LimitSettings, price: PriceSettings | None, budget: Budget
     ) -> None:
         self.sender = sender
         self.provider = provider
-        self.slots = Slots(limits.concurrency)
+        self.slots = Slots(allowed.concurrency)
         self.limit = EndpointLimit(
-            requests_per_minute=limits.requests_per_minute, tokens_per_minute=limits.tokens_per_minute
+            requests_per_minute=allowed.requests_per_minute, tokens_per_minute=allowed.tokens_per_minute
         )
         self.sent = 0
         self.answered = 0
         self.exchanging: set[asyncio.Task[object]] = set()
-        self._attempts = limits.attempts
+        self._attempts = allowed.attempts
         self._price = price
         self._budget = budget
         self._mean_completion: float | None = None
@@ -67,62 +80,65 @@ class Endpoint:
         self._suspects = asyncio.Lock()
 
     async def ask(self, item: Item) -> Answer:
-        """Get the item prepared and answered.
+        """Get the item prepared and answered. What prepares it takes time of the limits, and nothing of the budget.
 
         Raises Rejected when the item cannot be answered (Poison when the engine fails on it alone), a Transient error
         when its tries are used up, EndpointStopped, BudgetSpent.
         """
         while (first := self.provider.prepare(item)) is not None:
-            told = await self._insist(first, Spend(1))
-            self._budget.settle(Spend(1), Spend(1))
+            told = await self._insist(_Ask(first, Spend(), 0.0, decisive=False))
             self.limit.settle(told.grant, 0)
             item = self.provider.prepared(item, told.response.body)
         worst = worst_case(self._price, item)
-        sent = await self._insist(self.provider.request(item), worst, self._estimate(item))
+        sent = await self._insist(_Ask(self.provider.request(item), worst, self._estimate(item), decisive=True))
         return Answer(item, sent.response, datetime.now(UTC), worst, sent.grant, self)
 
-    async def _insist(self, request: Request, worst: Spend, estimate: float = 0.0) -> "_Sent":
-        answered_before = self.answered
+    async def _insist(self, ask: "_Ask") -> "_Sent":
         deaths = 0
+        answered_at_first_failure: int | None = None
         try:
             async for attempt in attempts(self._attempts):
                 with attempt:
                     try:
                         if deaths == 0:
-                            return await self._once(request, worst, estimate)
+                            return await self._once(ask)
                         async with self._suspects:
-                            return await self._once(request, worst, estimate)
-                    except TransportError as error:
-                        deaths += not await self._alive()
+                            await self._back()
+                            return await self._once(ask)
+                    except Transient as error:
+                        if answered_at_first_failure is None:
+                            answered_at_first_failure = self.answered
+                        if isinstance(error, TransportError):
+                            deaths += not await self._alive()
                         if deaths >= POISON_DEATHS:
                             raise Poison("poison", f"the engine died {deaths} times of this row: {error}") from error
                         raise
         except Transient as error:
-            if self.answered > answered_before:
+            if answered_at_first_failure is not None and self.answered > answered_at_first_failure:
                 detail = f"{self._attempts} tries failed while other rows were answered: {error}"
                 raise Poison("poison", detail, status=error.status) from error
             raise
         raise AssertionError("tenacity ends by returning or raising")
 
-    async def _once(self, request: Request, worst: Spend, estimate: float) -> "_Sent":
-        await self._budget.reserve(worst)
+    async def _once(self, ask: "_Ask") -> "_Sent":
+        await self._budget.reserve(ask.worst)
         took = Spend()
         try:
             async with self.slots:
-                grant = await self.limit.acquire(estimate)
-                took = worst  # from here on it may be billed, until the answer says otherwise
-                return _Sent(await self._exchange(request, grant), grant)
+                grant = await self.limit.acquire(ask.estimate)
+                took = ask.worst  # from here on it may be billed, until the answer says otherwise
+                return _Sent(await self._exchange(ask, grant), grant)
         except BaseException as error:
-            self._budget.settle(worst, Spend(1) if _not_billed(error) else took)
+            self._budget.settle(ask.worst, Spend(ask.worst.requests) if _not_billed(error) else took)
             raise
 
-    async def _exchange(self, request: Request, grant: Grant) -> Response:
+    async def _exchange(self, ask: "_Ask", grant: Grant) -> Response:
         self.sent += 1
         task = asyncio.current_task()
         assert task is not None
         self.exchanging.add(task)
         try:
-            response = await self.sender.send(request)
+            response = await self.sender.send(ask.request)
             check_status(response)
         except TransportError as error:
             self.limit.failed(grant, str(error))
@@ -142,10 +158,20 @@ class Endpoint:
             raise
         finally:
             self.exchanging.discard(task)
-        self.answered += 1
-        self.limit.answered(grant)
+        if ask.decisive:
+            self.answered += 1
+            self.limit.answered(grant)
+        else:
+            self.limit.withdrawn(grant)
         self._heed(response)
         return response
+
+    async def _back(self) -> None:
+        """Wait for an engine that died to be up again, so that its next death is a death and not the same one."""
+        for _ in range(_RESTART_LOOKS):
+            if await self._alive():
+                return
+            await asyncio.sleep(limits.FIRST_PAUSE_SECONDS)
 
     def _heed(self, response: Response) -> None:
         """Follow what a good answer says of the limits, so that none is refused later."""

@@ -23,8 +23,8 @@ from httpx_aiohttp import AiohttpTransport
 from collectors.errors import Rejected, TransportError
 from collectors.origin import forbidden_address
 
-# A completion of 4,096 tokens × top-64 is 20 MB of JSON at 4.7 KB a token; scoring a long text may need more.
-MAX_BODY_BYTES = 256 * 1024 * 1024
+# Scoring 32k tokens at top-20 is 48 MB of JSON at 1.5 KB a token, 4,096 tokens at top-64 are 20 MB.
+MAX_BODY_BYTES = 128 * 1024 * 1024
 _HEAD_BYTES = 64 * 1024
 
 # httpx logs each address at INFO, and with it any key that a server wants in its query string.

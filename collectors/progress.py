@@ -84,7 +84,7 @@ class Console:
                 detail=self._detail(),
             )
         elif time.monotonic() - self._said >= _LINE_SECONDS:
-            self.say(f"{_done(state)}, {self._detail()}")
+            self.say(state.note or f"{_done(state)}, {self._detail()}")
 
     def say(self, line: str) -> None:
         """One line of text, without anything that a terminal would obey."""

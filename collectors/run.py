@@ -169,7 +169,7 @@ class _Run:
             # One more than it can serve keeps it busy; others would only wait there, and be asked again after a kill.
             limits = limits.model_copy(update={"concurrency": min(limits.concurrency, one.settings.slots + 1)})
         reader = self._readers.add(one.card)
-        return Endpoint(one.sender, reader, limits=limits, price=config.price, budget=self._budget)
+        return Endpoint(one.sender, reader, allowed=limits, price=config.price, budget=self._budget)
 
     async def _send_and_keep(self) -> None:
         assert self._sending is not None

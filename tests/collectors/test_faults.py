@@ -1,0 +1,220 @@
+"""Each fault of a server against a whole run: every record ends stored, or rejected with its reason and raw bytes."""
+
+import random
+import subprocess
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collectors.config import RunConfig
+from collectors.errors import EndpointStopped
+from collectors.report import RunReport
+from collectors.run import collect
+from storage.errors import DiskFull
+from storage.query import sql
+from tests.collectors.runs import run_config
+from tests.collectors.servers import Ask, TeacherServer
+
+pytestmark = pytest.mark.usefixtures("short_pauses")
+PROMPTS = 100
+ATTEMPTS = 6
+
+
+def number(ask: Ask) -> int | None:
+    """Which of our prompts this is; None for a probe."""
+    text = "".join(chr(token - 3) for token in ask.prompt[1:])
+    return int(text.removeprefix("Prompt ")) if text.startswith("Prompt ") else None
+
+
+class Faulty:
+    """Does `fault` to a third of the prompts, chosen by a seed: at the first `times` tries of each."""
+
+    def __init__(self, fault: str, times: int = 1) -> None:
+        self.fault, self.times = fault, times
+        self.chosen = set(random.Random(fault).sample(range(PROMPTS), PROMPTS // 3))
+
+    def __call__(self, ask: Ask) -> str | None:
+        return self.fault if number(ask) in self.chosen and ask.attempt <= self.times else None
+
+
+def collected(folder: Path, server: TeacherServer, **fields: Any) -> tuple[RunConfig, RunReport]:
+    config = run_config(folder, server.url, prompts=PROMPTS, attempts=ATTEMPTS, **fields)
+    if getattr(server.fault, "fault", None) == "stall":
+        endpoint = config.pool[0].model_copy(update={"timeout_seconds": 0.5})
+        config = config.model_copy(update={"endpoint": endpoint})
+    return config, collect(config)
+
+
+def stored(config: RunConfig) -> set[str]:
+    found = sql(config.table, "SELECT prompt_id FROM soft_labels").column("prompt_id").to_pylist()
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def rejects(config: RunConfig) -> list[dict[str, Any]]:
+    return sql(config.table, "SELECT * FROM rejects").to_pylist()
+
+
+def most_tries(server: TeacherServer) -> int:
+    return max(Counter(number(ask) for ask in server.asks if number(ask) is not None).values())
+
+
+TRANSIENT = ["reset", "truncate", "stall", "http-429", "http-429-0", "http-503", "http-500", "http-502", "http-408",
+             "http-409", "http-529", "redirect"]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", TRANSIENT)
+def test_after_a_transient_fault_everything_is_stored(tmp_path: Path, fault: str) -> None:
+    with TeacherServer(Faulty(fault)) as server:
+        config, report = collected(tmp_path, server)
+    assert (report.outcome, report.rejected) == ("done", 0), report
+    assert stored(config) == {f"p{n}" for n in range(PROMPTS)}
+    assert most_tries(server) == 2
+
+
+REJECTED = {
+    "broken-json": "broken_json",
+    "duplicate-key": "length_mismatch",
+    "wrong-type": "wrong_shape",
+    "wrong-length": "length_mismatch",
+    "out-of-vocabulary": "id_out_of_vocabulary",
+    "mass-above-one": "mass_above_one",
+    "repeated-id": "repeated_ids",
+    "speculative": "empty_candidates",
+    "nan": "broken_json",
+    "http-400": "http_400",
+    "http-413": "http_413",
+    "http-422": "http_422",
+    "gzip-bomb": "body_too_large",
+}
+
+
+@pytest.mark.parametrize("fault", REJECTED)
+def test_what_cannot_become_a_row_is_kept_with_reason_and_raw_bytes(tmp_path: Path, fault: str) -> None:
+    faulty = Faulty(fault)
+    if fault == "gzip-bomb":
+        faulty.chosen = {3}
+    with TeacherServer(faulty) as server:
+        config, report = collected(tmp_path, server)
+    assert report.exit_code == 4
+    assert report.rejected == len(faulty.chosen)
+    assert stored(config) == {f"p{n}" for n in range(PROMPTS) if n not in faulty.chosen}
+    found = rejects(config)
+    assert {reject["prompt_id"] for reject in found} == {f"p{n}" for n in faulty.chosen}
+    assert {reject["reason"] for reject in found} == {REJECTED[fault]}
+    assert all(reject["raw"] and reject["detail"] for reject in found)
+    assert most_tries(server) == 1
+
+
+@pytest.mark.parametrize("oddity", ["colliding-strings", "sentinel", "null", "lowest-float", "huge"])
+def test_what_is_only_odd_is_stored(tmp_path: Path, oddity: str) -> None:
+    faulty = Faulty(oddity)
+    if oddity == "huge":
+        faulty.chosen = {4}
+    with TeacherServer(faulty) as server:
+        config, report = collected(tmp_path, server)
+    assert report.outcome == "done", rejects(config)
+    assert len(stored(config)) == PROMPTS
+
+
+def test_a_row_that_kills_the_engine_is_set_aside_after_two_deaths(tmp_path: Path) -> None:
+    with TeacherServer(lambda ask: "die" if number(ask) == 7 else None, latency=0.01) as server:
+        config, report = collected(tmp_path, server)
+        deaths = sum(number(ask) == 7 for ask in server.asks)
+    assert deaths == 2
+    assert stored(config) == {f"p{n}" for n in range(PROMPTS) if n != 7}
+    (reject,) = rejects(config)
+    assert (reject["prompt_id"], reject["reason"]) == ("p7", "poison")
+    assert report.exit_code == 4
+
+
+def test_a_row_that_the_engine_always_fails_on_does_not_stop_the_others(tmp_path: Path) -> None:
+    with TeacherServer(lambda ask: "http-500" if number(ask) == 7 else None) as server:
+        config, _ = collected(tmp_path, server)
+    (reject,) = rejects(config)
+    assert (reject["prompt_id"], reject["reason"], reject["status"]) == ("p7", "poison", 500)
+    assert most_tries(server) == ATTEMPTS
+    assert len(stored(config)) == PROMPTS - 1
+
+
+def test_a_storm_of_errors_is_sat_out(tmp_path: Path) -> None:
+    began: list[float] = []
+
+    def storm(ask: Ask) -> str | None:
+        if ask.number > 40:
+            began.append(ask.at)
+            return "http-503" if ask.at < began[0] + 0.7 else None
+        return None
+
+    with TeacherServer(storm) as server:
+        config, report = collected(tmp_path, server)
+    assert report.outcome == "done"
+    assert len(stored(config)) == PROMPTS
+
+
+def test_retry_after_is_heeded_by_all_tasks(tmp_path: Path) -> None:
+    with TeacherServer(lambda ask: "http-429-1" if ask.attempt == 1 and number(ask) == 50 else None) as server:
+        _, report = collected(tmp_path, server)
+        times = [ask.at for ask in server.asks]
+        refused = next(ask.at for ask in server.asks if number(ask) == 50)
+    assert report.outcome == "done"
+    after = [time for time in times if time > refused + 0.1]
+    assert min(after) - refused >= 1.0
+    assert max(later - earlier for earlier, later in pairwise(times)) >= 0.9
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_client_stops_at_once_and_what_came_is_kept(tmp_path: Path, status: int) -> None:
+    broken = [True]
+    with TeacherServer(lambda ask: f"http-{status}" if broken[0] and ask.number > 60 else None) as server:
+        config = run_config(tmp_path, server.url, prompts=PROMPTS)
+        with pytest.raises(EndpointStopped, match=str(status)):
+            collect(config)
+        kept = len(stored(config))
+        assert 20 < kept < PROMPTS
+        assert sum(ask.number > 60 for ask in server.asks) <= config.limits.concurrency  # type: ignore[operator]
+        broken[0] = False
+        report = collect(config)
+    assert report.outcome == "done"
+    assert report.committed == PROMPTS - kept
+    assert len(stored(config)) == PROMPTS
+
+
+def test_a_server_that_goes_away_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    gone = [True]
+    with TeacherServer(lambda ask: "reset" if gone[0] and ask.number > 40 else None) as server:
+        config = run_config(tmp_path, server.url, prompts=35)
+        limits = config.limits.model_copy(update={"attempts": 2})
+        report = collect(config.model_copy(update={"limits": limits}))
+        assert (report.outcome, report.exit_code) == ("part", 4)
+        assert report.unanswered
+        gone[0] = False
+        assert collect(config).outcome == "done"
+    assert len(stored(config)) == 35
+    assert not rejects(config)
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_committed_is_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        with TeacherServer(lambda ask: "huge" if (number(ask) or 0) > 5 else None) as server:
+            config = run_config(tmp_path, server.url, prompts=PROMPTS)
+            config = config.model_copy(update={"table": folder / "table"})
+            collect(config, limit=5)
+            with pytest.raises(DiskFull, match="space") as caught:
+                collect(config)
+            assert "\n" not in str(caught.value)
+            assert len(stored(config)) >= 5
+            subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+            server.fault = lambda ask: None
+            collect(config)
+            assert len(stored(config)) == PROMPTS
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
