@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage.codec import Labels, entropy, labels_from_arrow, list_column, round_mantissa
+from storage.codec import MANTISSA_BITS, Labels, entropy, labels_from_arrow, list_column, round_mantissa
 from storage.errors import InvalidRow
 from storage.invariants import check_row
 from storage.schema import SOFT_LABELS, table_metadata
@@ -137,7 +137,7 @@ def audit_group(row: Row) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def rows_to_arrow(rows: Sequence[Row], *, mantissa_bits: int = 8) -> pa.Table:
+def rows_to_arrow(rows: Sequence[Row], *, mantissa_bits: int = MANTISSA_BITS) -> pa.Table:
     """Rows as a table of the schema SOFT_LABELS, checked; `top_logprobs` rounded to `mantissa_bits` (23 = lossless).
 
     Raises InvalidRow for the first row that breaks an invariant.

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from policies.identity import Material, Teacher
-from storage.codec import list_values
+from storage.codec import MANTISSA_BITS, list_values
 from storage.data_files import make_folder, write_data_file
 from storage.delta_log import DeltaLog, LoggedFile, NewFile, statistics
 from storage.errors import NotWritable, TableNotFound, VersionNotFound, mapped
@@ -38,8 +38,6 @@ from storage.locks import exclusive
 from storage.records import Records
 from storage.rows import Row, rows_to_arrow
 from storage.schema import GROUPS, REJECTS, RUNS, SOFT_LABELS, check_metadata, table_metadata
-
-MANTISSA_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
