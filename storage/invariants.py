@@ -73,6 +73,8 @@ def _shape_problem(row: "Row") -> str | None:
     targets, k = len(labels), labels.k
     if row.token_bytes is not None and len(row.token_bytes) != targets:
         return f"token_bytes has {len(row.token_bytes)} entries for {targets} targets"
+    if row.label_set is not None and labels.top_ids.size and labels.top_ids.max() >= len(row.label_set):
+        return f"top_ids holds {labels.top_ids.max()} for a label_set of {len(row.label_set)}"
     if any(tail.log_sums.shape != (targets,) for tail in row.tail_sums or ()):
         return f"tail_sums are not one number for each of {targets} targets"
     if (row.top_weights is None) != (row.estimator != "sampled"):

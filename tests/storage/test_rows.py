@@ -46,7 +46,7 @@ def test_rows_come_back_from_arrow(rows):
 
 
 def test_every_optional_column_comes_back():
-    labels = make_labels(3, 2)
+    labels = make_labels(3, 2, vocabulary=2)
     row = make_row(
         1,
         labels=labels,
@@ -115,6 +115,7 @@ BROKEN = {
     "above 0": make_row(1, labels=changed(token_logprobs=np.full(4, 0.5, dtype=np.float32))),
     "below −1": make_row(1, labels=changed(token_ids=np.full(4, -2, dtype=np.int32))),
     "sum to": make_row(1, labels=changed(log_tail=np.full(4, -np.inf, dtype=np.float32))),
+    "for a label_set of 2": make_row(1, labels=changed(), label_set=("dog", "wolf")),
     "token_bytes has 1 entries": make_row(1, labels=changed(), token_bytes=(b"a",)),
     "'sampled' and to no other": make_row(1, labels=changed(), estimator="sampled"),
     "tail_sums": make_row(1, labels=changed(), tail_sums=(TailSum(temperature=2, log_sums=np.zeros(1)),)),
