@@ -17,7 +17,7 @@ from collectors.errors import Rejected
 from collectors.http import Request, Response, Sender
 from collectors.normalise import Received
 from collectors.plan import Item
-from collectors.providers import Engine, Provider, provider
+from collectors.providers import KINDS, Engine, Provider, provider
 from collectors.providers.answer import Answer
 from collectors.retry import check_status, error_text
 from collectors.tokenizer import Tokenizer, template_digest
@@ -81,7 +81,7 @@ class _Examination:
             prompt_token_ids=first.prompt_token_ids is not None,
             largest_k=largest,
             k_limit=limit,
-            scores_prompts=False,
+            scores_prompts=await self._scores(),
             logprob_space=space,
             best_first=None if seen is None else best_first(seen),
             extra_entry=None if seen is None else any(count > _FEW for count in seen.counts),
@@ -192,6 +192,11 @@ class _Examination:
         if narrow is not None and finite(narrow) < finite(warm):
             return "processed"
         return space_of(first_position(warm), first_position(cold))
+
+    async def _scores(self) -> bool:
+        if self._item.messages is not None or "score" not in KINDS[self._endpoint.kind].modes:
+            return False
+        return await self._received_for(self._item, mode="score") is not None
 
     async def _unknown_field(self) -> Literal["ignored", "refused"] | None:
         request = self._provider().request(replace(self._item, max_tokens=1))

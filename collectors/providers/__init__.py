@@ -105,6 +105,7 @@ class _Kind:
 KINDS: dict[str, _Kind] = {
     "embedded": _Kind("collectors.providers.llamacpp", "LlamaCpp", ("generate",), "embedded"),
     "llamacpp": _Kind("collectors.providers.llamacpp", "LlamaCpp", ("generate",)),
+    "vllm": _Kind("collectors.providers.vllm", "VLLM", ("generate", "score")),
     "openai": _Kind("collectors.providers.openai", "OpenAICompatible", ("generate",)),
 }
 

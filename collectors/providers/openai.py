@@ -47,6 +47,13 @@ class _Message(msgspec.Struct):
     reasoning_content: str | None = None
 
 
+class Scored(msgspec.Struct):
+    """One entry of vLLM's `prompt_logprobs`."""
+
+    logprob: float | None
+    rank: int | None = None
+
+
 class Choice(msgspec.Struct):
     """One answer; `text` in the completions shape, `message` in the chat shape; ids where vLLM gives them."""
 
@@ -54,11 +61,14 @@ class Choice(msgspec.Struct):
     text: str | None = None
     message: _Message | None = None
     logprobs: _Logprobs | None = None
+    prompt_logprobs: list[dict[int, Scored] | None] | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
 
 
-class _Usage(msgspec.Struct):
+class TokensUsed(msgspec.Struct):
+    """The `usage` of a response."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
@@ -67,10 +77,11 @@ class Body(msgspec.Struct):
     """A chat or completions response."""
 
     choices: list[Choice]
-    usage: _Usage | None = None
+    usage: TokensUsed | None = None
     id: str | None = None
     model: str | None = None
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[int, Scored] | None] | None = None
 
 
 class _Model(msgspec.Struct):
@@ -92,8 +103,8 @@ class OpenAICompatible:
 
     kind = "openai"
     about: tuple[Request, ...] = (Request("GET", "/v1/models"),)
-    extra: ClassVar[dict[str, Any]] = {}
-    """Fields that only this kind of server knows."""
+    words: ClassVar[dict[str, Any]] = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "cache_prompt": False}
+    """Fields beyond the standard: names of vLLM and of llama.cpp, which each ignores of the other."""
 
     def __init__(
         self,
@@ -109,6 +120,7 @@ class OpenAICompatible:
         self._card = card
         self._space = card.logprob_space if card is not None else "unknown"
         self._tokenizer = tokenizer
+        self._chat_k = ask.top_k
         self._vocabulary = tokenizer.vocabulary if tokenizer else card.vocabulary if card else None
 
     def prepare(self, item: Item) -> Request | None:
@@ -121,10 +133,10 @@ class OpenAICompatible:
 
     def request(self, item: Item) -> Request:
         """Chat for messages, completions for text and token ids."""
-        body = self._sampling(item) | self.extra
+        body = self._sampling(item)
         if item.messages is not None:
             body |= {"messages": item.messages}
-            body |= {"logprobs": True, "top_logprobs": self._ask.top_k} if self._ask.top_k else {}
+            body |= {"logprobs": True, "top_logprobs": self._chat_k} if self._ask.top_k else {}
             return Request("POST", "/v1/chat/completions", msgspec.json.encode(body))
         body |= {"prompt": item.prompt if item.prompt_token_ids is None else item.prompt_token_ids}
         body |= {"logprobs": self._ask.top_k} if self._ask.top_k else {}
@@ -145,8 +157,7 @@ class OpenAICompatible:
             "stream": False,
         }
         if self._card is None or self._card.unknown_fields != "refused":
-            body |= {"top_k": ask.sampling_top_k, "min_p": ask.min_p, "repetition_penalty": 1.0}
-            body |= {"repeat_penalty": 1.0, "cache_prompt": False}  # llama.cpp's words
+            body |= {"top_k": ask.sampling_top_k, "min_p": ask.min_p} | self.words
         return body
 
     def read(self, item: Item, body: bytes) -> Reading:
@@ -167,7 +178,7 @@ class OpenAICompatible:
             raise Rejected("prompt_mismatch", "the server names other prompt tokens than it was asked with")
         received, token_bytes = self._tokens(choice, found.usage) if self._ask.top_k else (None, None)
         flags = ("no_token_ids",) if received is None and self._ask.top_k else ()
-        usage = found.usage or _Usage()
+        usage = found.usage or TokensUsed()
         return Answer(
             text=message.content or "",
             reasoning=message.reasoning or message.reasoning_content,
@@ -189,7 +200,7 @@ class OpenAICompatible:
             return Engine(served_model=self._model)
         return Engine(name=found.owned_by, served_model=found.id, context_length=found.max_model_len)
 
-    def _tokens(self, choice: Choice, usage: _Usage | None) -> tuple[Received | None, tuple[bytes, ...] | None]:
+    def _tokens(self, choice: Choice, usage: TokensUsed | None) -> tuple[Received | None, tuple[bytes, ...] | None]:
         logprobs = choice.logprobs or _Logprobs()
         if logprobs.content is not None:
             received = self._chat_shape(logprobs.content, choice.token_ids)

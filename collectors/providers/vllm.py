@@ -1,0 +1,175 @@
+"""vLLM: ids always, generation by its completions and chat shapes, scoring of given texts by `prompt_logprobs`.
+
+Its dictionaries are keyed by id only because `return_tokens_as_token_ids` is sent; by string, candidates collide.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any, ClassVar
+
+import msgspec
+
+from collectors.card import EndpointCard
+from collectors.config import AskSettings, EndpointSettings, TeacherSettings
+from collectors.errors import Rejected
+from collectors.http import Request
+from collectors.normalise import Received
+from collectors.plan import Item
+from collectors.providers import Engine
+from collectors.providers.answer import Answer, decode
+from collectors.providers.openai import Body, OpenAICompatible, Scored, TokensUsed
+from collectors.tokenizer import Tokenizer
+from storage.rows import Usage
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+_BODY = msgspec.json.Decoder(Body)
+_TOKENS = msgspec.json.Decoder(_Tokens)
+_VERSION = msgspec.json.Decoder(_Version)
+
+
+class VLLM(OpenAICompatible):
+    """Requests and responses of a vLLM server, modes `generate` and `score`."""
+
+    kind = "vllm"
+    about = (Request("GET", "/v1/models"), Request("GET", "/version"))
+    words: ClassVar[dict[str, Any]] = {
+        "repetition_penalty": 1.0,
+        "stop": [],
+        "ignore_eos": False,
+        "min_tokens": 0,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+
+    def __init__(
+        self,
+        *,
+        teacher: TeacherSettings,
+        endpoint: EndpointSettings,
+        ask: AskSettings,
+        card: EndpointCard | None,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        super().__init__(teacher=teacher, endpoint=endpoint, ask=ask, card=card, tokenizer=tokenizer)
+        if ask.mode == "score":
+            self._space = "raw"  # whatever the server's logprobs_mode, no temperature is applied to a prompt
+        elif card is not None and card.largest_k > ask.top_k:
+            self._chat_k = ask.top_k + 1  # else the k-th is lost where the sampled token lies outside the top k
+
+    def prepare(self, item: Item) -> Request | None:
+        """The prompt's tokens, where a BOS of ours goes before them or a completion is scored behind them."""
+        if item.prompt_token_ids is not None or not (self._ask.bos == "add" or item.completion is not None):
+            return None
+        if item.messages is not None:
+            return self._post("/tokenize", {"messages": item.messages, "add_generation_prompt": True})
+        return self._post("/tokenize", {"prompt": item.prompt, "add_special_tokens": True})
+
+    def prepared(self, item: Item, body: bytes) -> Item:
+        """The item with its prompt's token ids."""
+        ids = decode(_TOKENS, body).tokens
+        bos = self._tokenizer.bos_token_id if self._tokenizer else None
+        if self._ask.bos == "add" and bos is not None and ids[:1] != [bos]:
+            if item.completion is not None or item.messages is not None:
+                raise Rejected(
+                    "bos_not_possible", "a BOS of ours goes before plain prompts only: use ask.bos = 'server'"
+                )
+            ids = [bos, *ids]
+        return replace(item, prompt_token_ids=tuple(ids))
+
+    def request(self, item: Item) -> Request:
+        """One token is generated where a text is scored, since the server wants at least one."""
+        if self._ask.mode != "score":
+            return super().request(item)
+        body: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "seed": item.seed, "return_token_ids": True}
+        body |= {"prompt_logprobs": self._ask.top_k}
+        if item.messages is not None:
+            body |= {"messages": item.messages}
+            if item.completion is not None:
+                answer = {"role": "assistant", "content": item.completion}
+                body |= {"messages": [*item.messages, answer], "add_generation_prompt": False}
+                body |= {"continue_final_message": True}
+            return self._post("/v1/chat/completions", body)
+        if item.completion is not None:
+            if item.prompt is None:
+                raise Rejected("no_text", "a completion is scored behind a text or messages, not behind token ids")
+            return self._post("/v1/completions", body | {"prompt": item.prompt + item.completion})
+        prompt = item.prompt if item.prompt_token_ids is None else item.prompt_token_ids
+        return self._post("/v1/completions", body | {"prompt": prompt})
+
+    def answer(self, item: Item, body: bytes) -> Answer:
+        """The response as it was sent. Raises Rejected when it is none."""
+        return self._scored(item, body) if self._ask.mode == "score" else super().answer(item, body)
+
+    def engine(self, bodies: Sequence[bytes | None]) -> Engine:
+        """From /v1/models and /version."""
+        version = decode(_VERSION, bodies[1]).version if bodies[1] is not None else None
+        return replace(super().engine(bodies[:1]), name="vLLM", version=version)
+
+    def _scored(self, item: Item, body: bytes) -> Answer:
+        found = decode(_BODY, body)
+        if len(found.choices) != 1:
+            raise Rejected("wrong_shape", f"{len(found.choices)} choices came where one was asked for")
+        ids = found.choices[0].prompt_token_ids or found.prompt_token_ids
+        entries = found.choices[0].prompt_logprobs or found.prompt_logprobs
+        if ids is None or entries is None:
+            raise Rejected("no_logprobs", "the response holds no prompt_token_ids and prompt_logprobs")
+        first, flags = _first_target(item, ids)
+        usage = found.usage or TokensUsed()
+        return Answer(
+            text=item.prompt or "" if item.completion is None else item.completion,
+            received=_received(ids, entries, first),
+            prompt_token_ids=tuple(ids[:first]),
+            usage=Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens),
+            response_id=found.id,
+            model=found.model,
+            flags=flags,
+        )
+
+    def _post(self, path: str, body: dict[str, Any]) -> Request:
+        return Request("POST", path, msgspec.json.encode({"model": self._model} | body))
+
+
+def _first_target(item: Item, ids: list[int]) -> tuple[int, tuple[str, ...]]:
+    """Where the targets begin among the tokens of the whole text.
+
+    Without a completion at the second token: the first has no context. With one, where the tokens stop being those of
+    the prompt alone; a token that reaches over the boundary is a target, and the row is flagged.
+    """
+    if item.completion is None:
+        return 1, ()
+    prompt = item.prompt_token_ids
+    if prompt is None:
+        raise ValueError("read() needs the item that prepared() completed")
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False)))
+    first = max(1, common)
+    return first, () if first == len(prompt) else ("boundary_inside_token",)
+
+
+def _received(ids: list[int], entries: list[dict[int, Scored] | None], first: int) -> Received:
+    """The positions from `first` on, each with its realised token among its candidates."""
+    if len(ids) != len(entries):
+        raise Rejected("length_mismatch", f"{len(ids)} prompt tokens, {len(entries)} with log-probabilities")
+    targets, rest = ids[first:], entries[first:]
+    if not targets:
+        raise Rejected("no_targets", "the text has no token that the teacher had a context for")
+    lists = [entry for entry in rest if entry is not None]
+    if len(lists) < len(rest) or any(token not in entry for token, entry in zip(targets, lists, strict=True)):
+        raise Rejected("realised_missing", "a position came without the text's own token")
+    own = [entry[token] for token, entry in zip(targets, lists, strict=True)]
+    return Received(
+        token_ids=targets,
+        token_logprobs=[one.logprob for one in own],
+        token_ranks=[one.rank or 0 for one in own],
+        counts=[len(entry) for entry in lists],
+        candidate_ids=[token for entry in lists for token in entry],
+        candidate_logprobs=[one.logprob for entry in lists for one in entry.values()],
+    )
