@@ -124,6 +124,8 @@ def licences(model: str, revision: str | None, bundle: Bundle) -> Binding:
             bound.append(Bound(document, min(sure, key=CONFIDENCES.index)))
         elif None in fits:
             undecided.append(document.name)
+    if any(_by_revision(entry, model, revision) for b in bound for entry in b.document.models):
+        undecided = []  # a revision that a document names outright leaves no doubt about the others
     several = {b.document.id for b in bound if sum(o.document.id == b.document.id for o in bound) > 1}
     undecided += [b.document.name for b in bound if b.document.id in several]
     if not undecided:
@@ -153,9 +155,13 @@ def _fit(entry: ModelEntry, model: str, revision: str | None) -> bool | None:
     return False if outside else None
 
 
+def _by_revision(entry: ModelEntry, model: str, revision: str | None) -> bool:
+    return revision is not None and matches(revision, entry.revision) and bool(_fit(entry, model, revision))
+
+
 def _days(revision: str) -> tuple[date, date] | None:
     """The first and last day that a revision such as 2024, 2024-12 or 2024-12-26 can mean; None for other text."""
-    match = re.fullmatch(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?", revision)
+    match = re.fullmatch(r"(20\d{2})(?:-(\d{2})(?:-(\d{2}))?)?", revision)
     if match is None:
         return None
     year, month, day = (int(part) if part else None for part in match.groups())
