@@ -14,7 +14,7 @@ from policies.documents import Bundle, load_bundle
 from policies.evaluate import evaluate
 from policies.use import Use
 from policies.waivers import Waiver
-from storage.errors import EmptyTable
+from storage.errors import EmptyTable, NeedsReview, Refused
 from storage.table import Table
 
 
@@ -39,3 +39,17 @@ def audit(
     decision = evaluate(materials, use, bundle=bundle or load_bundle(), today=today, waivers=waivers)
     table.save_decision(decision)
     return decision
+
+
+def demand(decision: Decision, what: str) -> None:
+    """Raise Refused or NeedsReview, with the reasons, unless a decision allows `what` ("Exporting this table")."""
+    if decision.verdict not in ("deny", "review"):
+        return
+    reasons = "; ".join(
+        f"{r.document or 'no document'}: {r.gist}" for r in decision.reasons if r.verdict == decision.verdict
+    )
+    if decision.verdict == "deny":
+        raise Refused(f"{what} is refused for {decision.action} ({reasons}); decision {decision.digest[:12]}.")
+    raise NeedsReview(
+        f"{what} for {decision.action} needs a review first ({reasons}); decision {decision.digest[:12]}."
+    )

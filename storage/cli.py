@@ -181,6 +181,62 @@ def takedown(
         click.echo(f"Next: potstill compact {table} --purge  deletes their bytes.")
 
 
+@click.command()
+@_TABLE
+@click.option("--to", "layout", type=click.Choice(["hf", "jsonl"]), default="hf", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--use", "use_path", type=click.Path(path_type=Path), help="What it is for; by default publishing it.")
+@click.option("--version", type=int, help="Export this version of the table instead of the newest.")
+def export(table: Path, layout: str, out: Path, use_path: Path | None, version: int | None) -> None:
+    """Write a table as a Hugging Face data set or as JSON lines.
+
+    The export is judged first; the decision and its obligations travel with the data. Exit codes: 3 refused, 5 needs
+    review.
+    """
+    from policies.settings import read_toml
+    from policies.use import Use
+    from storage.export import export as write
+
+    use = read_toml(use_path, Use) if use_path is not None else None
+    done = write(table, out, to="hf" if layout == "hf" else "jsonl", use=use, version=version)
+    click.echo(f"{done.rows:,} rows of version {done.version} written to {done.out}; decision {done.decision[:12]}.")
+
+
+@click.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@_TABLE
+@click.option("--teacher", required=True, help="Who made the labels: MODEL[@REVISION][#ACCESS_PATH].")
+@click.option("--terms", multiple=True, required=True, help="ID@VERSION that binds them; may be repeated.")
+@click.option("--prompt-licence", help="Licence of the texts, as SPDX.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="The teacher's tokenizer.json, kept with the table.")
+def import_(
+    source: Path, table: Path, teacher: str, terms: tuple[str, ...], prompt_licence: str | None, tokenizer: Path | None
+) -> None:
+    """Bring in soft labels of DistillKit or Axolotl.
+
+    SOURCE is a DistillKit capture or a prepared Axolotl set; TABLE is made when it is missing.
+    """
+    from policies.identity import Teacher
+    from storage.errors import mapped
+    from storage.importing import Provenance, import_labels
+    from storage.table import Table
+
+    digest = None
+    if tokenizer is not None:
+        with mapped(tokenizer):
+            digest = Table.open_or_create(table).save_tokenizer(tokenizer.read_bytes())
+    provenance = Provenance(
+        teacher=Teacher.parse(teacher), terms=terms, prompt_licence=prompt_licence, tokenizer_sha256=digest
+    )
+    done = import_labels(source, table, provenance)
+    click.echo(f"{done.rows:,} rows imported, {done.duplicates:,} were there already, version {done.version}.")
+    if done.rejects:
+        click.echo(
+            f"{done.rejects:,} sequences could not become rows; `potstill sql TABLE` says why in rejects.", err=True
+        )
+        click.get_current_context().exit(4)
+
+
 def _print(renderable: Any, *, wide_in_pipes: bool = False) -> None:
     from rich.console import Console
 

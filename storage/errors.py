@@ -3,7 +3,8 @@
 StorageError
 ├── TableNotFound, TableDamaged, SchemaTooNew, VersionNotFound, EmptyTable
 ├── NotWritable, DiskFull
-├── InvalidRow, InvalidRecord
+├── InvalidRow, InvalidRecord, ForeignDataError
+├── Refused, NeedsReview
 ├── RunHeld
 └── QueryRefused, QueryTimeout, QueryFailed
 
@@ -66,6 +67,22 @@ class InvalidRow(StorageError):
 
 class InvalidRecord(StorageError):
     """A decision, training or run record is not what its name says."""
+
+
+class ForeignDataError(StorageError):
+    """A data set of another project is not what its format says."""
+
+
+class Refused(StorageError):
+    """The policies refuse what was asked; nothing was written."""
+
+    exit_code = 3
+
+
+class NeedsReview(StorageError):
+    """The policies cannot judge what was asked; nothing was written."""
+
+    exit_code = 5
 
 
 class RunHeld(StorageError):

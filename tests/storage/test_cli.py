@@ -84,3 +84,18 @@ def test_takedown_says_what_it_reaches_first(table):
     done = run(cli.takedown, *arguments, "--reason", "asked to")
     assert "are gone" in done.stdout and "--purge" in done.stdout
     assert json.loads(run(cli.takedown, *arguments, "--dry-run", "--json").stdout)["rows"] == 0
+
+
+def test_export_and_import(table, tmp_path):
+    from tests.storage.test_foreign import capture
+
+    use = tmp_path / "use.toml"
+    use.write_text('action = "internal_use"')
+    done = run(cli.export, table.path, "--to", "jsonl", "--out", tmp_path / "out", "--use", use)
+    assert "4 rows of version 2 written" in done.stdout
+    assert (tmp_path / "out" / "data.jsonl").read_text().count("\n") == 4
+    source = capture(tmp_path / "capture")
+    options = ("--teacher", "google/gemma-3-270m@gguf-q4_k_m", "--terms", "gemma-tou@2025-03-24")
+    done = run(cli.import_, source, tmp_path / "new", *options, code=4)
+    assert "2 rows imported, 0 were there already" in done.stdout and "1 sequences" in done.stderr
+    assert "--terms" in run(cli.import_, source, tmp_path / "new", *options[:2], code=2).stderr

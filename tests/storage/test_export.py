@@ -1,0 +1,74 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from policies.use import Use
+from storage.errors import NeedsReview, NotWritable, Refused
+from storage.export import export
+from storage.rows import rows_from_arrow
+from storage.table import Table
+from tests.storage.make_rows import make_row, make_rows
+from tests.storage.test_rows import same
+
+INTERNAL = Use(action="internal_use")
+
+
+@pytest.fixture
+def table(tmp_path):
+    table = Table.create(tmp_path / "labels", mantissa_bits=23)
+    tokenizer = table.save_tokenizer(b'{"model": {"vocab": {}}}')
+    table.append(make_rows(0, 4), writer="w", sequence=0)
+    table.append([make_row(4, labels=None, tokenizer_sha256=tokenizer)], writer="w", sequence=1)
+    return table
+
+
+def test_the_hugging_face_layout(table, tmp_path):
+    done = export(table.path, tmp_path / "out", use=INTERNAL)
+    assert (done.rows, done.version) == (5, 2)
+    files = sorted((tmp_path / "out" / "data").iterdir())
+    assert [f.name for f in files] == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    rows = [row for f in files for row in rows_from_arrow(pq.read_table(f))]
+    assert sorted(row.key for row in rows) == sorted(make_row(n).key for n in range(5))
+    assert same(next(r for r in rows if r.prompt_id == "p000002"), make_row(2))
+    _, front, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert card["license_name"] == "gemma-tou@2025-03-24" and card["size_categories"] == ["n<1K"]
+    assert card["teachers"] == ["google/gemma-3-270m"]
+    assert "5 teacher sequences" in body and "top_k_logprobs" in body
+    decision = table.decision(done.decision)
+    assert json.loads((tmp_path / "out" / "decision.json").read_text())["digest"] == decision.digest
+    assert all(duty.document in body for duty in decision.obligations) and decision.obligations
+    assert len(list((tmp_path / "out" / "tokenizers").iterdir())) == 1
+
+
+def test_json_lines(table, tmp_path):
+    export(table.path, tmp_path / "out", to="jsonl", use=INTERNAL, version=1)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "data.jsonl").read_text().splitlines()]
+    assert [line["prompt_id"] for line in lines] == [f"p{n:06}" for n in range(4)]
+    assert lines[0]["top_ids"] == make_row(0).labels.top_ids.ravel().tolist()
+
+
+def test_an_export_is_a_publication_unless_said_otherwise(table, tmp_path):
+    table.append(make_rows(10, 1, terms=("no-such-terms@2020-01-01",)), writer="w", sequence=2)
+    with pytest.raises((Refused, NeedsReview), match="publish_dataset"):
+        export(table.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_over(table, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("x")
+    with pytest.raises(NotWritable, match="is there already"):
+        export(table.path, tmp_path / "out", use=INTERNAL)
+
+
+def test_a_card_cannot_be_broken_by_a_name(table, tmp_path):
+    from dataclasses import replace
+
+    nasty = replace(make_row(0).teacher, model="google/gemma-3-270m", revision='x"\n---\n| <b>')
+    table.append([make_row(50, teacher=nasty)], writer="w", sequence=2)
+    export(table.path, tmp_path / "out", use=INTERNAL)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.count("\n---\n") == 1 and 'x"---\\| <b>' in text
