@@ -92,7 +92,8 @@ def terms(name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     elif name is None:
         console = Console(highlight=False)
-        console.print(render_list(bundle, today), soft_wrap=not console.is_terminal)  # a pipe gets whole lines
+        cut = {"no_wrap": True, "overflow": "ellipsis"} if console.is_terminal else {"soft_wrap": True}
+        console.print(render_list(bundle, today), **cut)  # a pipe gets whole lines
     else:
         for document in found:
             Console(highlight=False).print(render_document(document, today))

@@ -54,7 +54,7 @@ def record(document: Document, today: date) -> dict[str, Any]:
 
 
 def render_list(bundle: Bundle, today: date) -> RenderableType:
-    """One line a document version, cut at the width of the terminal: what matters most comes first."""
+    """One line a document version, what matters most first, so that it may be cut at the width of a terminal."""
     from rich.console import Group
     from rich.text import Text
 
@@ -62,12 +62,10 @@ def render_list(bundle: Bundle, today: date) -> RenderableType:
     rows = [("document", "outputs", "read", "verified", "binds")]
     rows += [_row(document, today) for document in bundle.documents]
     lines = [
-        Text(f"{name:<{width}}  {outputs:<10}  {read:<13}  {verified:<10}  {printable(binds)}", no_wrap=True)
+        Text(f"{name:<{width}}  {outputs:<10}  {read:<13}  {verified:<10}  {printable(binds)}")
         for name, outputs, read, verified, binds in rows
     ]
     lines[0].stylize("bold")
-    for line in lines:
-        line.overflow = "ellipsis"
     return Group(*lines, Text(f"bundle {bundle.id}", style="dim"))
 
 
