@@ -1,0 +1,27 @@
+"""Write data/documents.json anew: `python -m tests.policies.record`. Read the difference before you commit it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from policies.documents import Document, load_bundle
+from tests.policies.cases import recorded
+
+PATH = Path(__file__).parent / "data" / "documents.json"
+
+
+def entry(document: Document) -> str:
+    """One document's lines: an outcome a block, an action a line."""
+    found = recorded(document, load_bundle())
+    blocks = []
+    for line, actions in found["cases"].items():
+        cases = ",\n".join(f"    {json.dumps(action)}: {json.dumps(names)}" for action, names in actions.items())
+        blocks.append(f"   {json.dumps(line)}: {{\n{cases}\n   }}")
+    joined = ",\n".join(blocks)
+    return f' {json.dumps(document.name)}: {{\n  "standing": {json.dumps(found["standing"])},\n  "cases": {{\n{joined}\n  }}\n }}'
+
+
+if __name__ == "__main__":
+    entries = ",\n".join(entry(document) for document in load_bundle().documents)
+    PATH.write_text("{\n" + entries + "\n}\n")
