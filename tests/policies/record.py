@@ -18,8 +18,8 @@ def entry(document: Document) -> str:
     for line, actions in found["cases"].items():
         cases = ",\n".join(f"    {json.dumps(action)}: {json.dumps(names)}" for action, names in actions.items())
         blocks.append(f"   {json.dumps(line)}: {{\n{cases}\n   }}")
-    joined = ",\n".join(blocks)
-    return f' {json.dumps(document.name)}: {{\n  "standing": {json.dumps(found["standing"])},\n  "cases": {{\n{joined}\n  }}\n }}'
+    cases_of_all, demanded = ",\n".join(blocks), json.dumps(found["standing"])
+    return f' {json.dumps(document.name)}: {{\n  "standing": {demanded},\n  "cases": {{\n{cases_of_all}\n  }}\n }}'
 
 
 if __name__ == "__main__":
