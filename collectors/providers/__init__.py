@@ -106,6 +106,8 @@ KINDS: dict[str, _Kind] = {
     "embedded": _Kind("collectors.providers.llamacpp", "LlamaCpp", ("generate",), "embedded"),
     "llamacpp": _Kind("collectors.providers.llamacpp", "LlamaCpp", ("generate",)),
     "vllm": _Kind("collectors.providers.vllm", "VLLM", ("generate", "score")),
+    "sglang": _Kind("collectors.providers.sglang", "SGLang", ("generate", "score")),
+    "tgi": _Kind("collectors.providers.tgi", "TGI", ("generate",)),
     "openai": _Kind("collectors.providers.openai", "OpenAICompatible", ("generate",)),
 }
 

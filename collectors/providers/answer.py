@@ -1,12 +1,15 @@
 """What every HTTP provider finds in a response, before the numbers are checked; and the way from there to a Reading."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TypeVar
 
 import msgspec
 
 from collectors.errors import Rejected
 from collectors.normalise import Received, normalise
+from collectors.plan import Item
 from collectors.providers import Reading
 from storage.rows import Usage
 
@@ -63,3 +66,19 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise Rejected("wrong_shape", f"the response is not what this endpoint sends: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("broken_json", f"the response is no valid JSON: {error}") from error
+
+
+def first_target(item: Item, ids: Sequence[int]) -> tuple[int, tuple[str, ...]]:
+    """Where the targets begin among the tokens of the whole text.
+
+    Without a completion at the second token: the first has no context. With one, where the tokens stop being those of
+    the prompt alone; a token that reaches over the boundary is a target, and the row is flagged.
+    """
+    if item.completion is None:
+        return 1, ()
+    prompt = item.prompt_token_ids
+    if prompt is None:
+        raise ValueError("read() needs the item that prepared() completed")
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False)))
+    first = max(1, common)
+    return first, () if first == len(prompt) else ("boundary_inside_token",)

@@ -5,7 +5,6 @@ Its dictionaries are keyed by id only because `return_tokens_as_token_ids` is se
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import takewhile
 from typing import Any, ClassVar
 
 import msgspec
@@ -17,7 +16,7 @@ from collectors.http import Request
 from collectors.normalise import Received
 from collectors.plan import Item
 from collectors.providers import Engine
-from collectors.providers.answer import Answer, decode
+from collectors.providers.answer import Answer, decode, first_target
 from collectors.providers.openai import Body, OpenAICompatible, Scored, TokensUsed
 from collectors.tokenizer import Tokenizer
 from storage.rows import Usage
@@ -122,7 +121,7 @@ class VLLM(OpenAICompatible):
         entries = found.choices[0].prompt_logprobs or found.prompt_logprobs
         if ids is None or entries is None:
             raise Rejected("no_logprobs", "the response holds no prompt_token_ids and prompt_logprobs")
-        first, flags = _first_target(item, ids)
+        first, flags = first_target(item, ids)
         usage = found.usage or TokensUsed()
         return Answer(
             text=item.prompt or "" if item.completion is None else item.completion,
@@ -136,22 +135,6 @@ class VLLM(OpenAICompatible):
 
     def _post(self, path: str, body: dict[str, Any]) -> Request:
         return Request("POST", path, msgspec.json.encode({"model": self._model} | body))
-
-
-def _first_target(item: Item, ids: list[int]) -> tuple[int, tuple[str, ...]]:
-    """Where the targets begin among the tokens of the whole text.
-
-    Without a completion at the second token: the first has no context. With one, where the tokens stop being those of
-    the prompt alone; a token that reaches over the boundary is a target, and the row is flagged.
-    """
-    if item.completion is None:
-        return 1, ()
-    prompt = item.prompt_token_ids
-    if prompt is None:
-        raise ValueError("read() needs the item that prepared() completed")
-    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False)))
-    first = max(1, common)
-    return first, () if first == len(prompt) else ("boundary_inside_token",)
 
 
 def _received(ids: list[int], entries: list[dict[int, Scored] | None], first: int) -> Received:
