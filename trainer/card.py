@@ -64,7 +64,7 @@ def _materials(record: dict[str, Any]) -> str:
         terms = ", ".join(material["terms"] or ()) or "none"
         cells = [name, teacher["access_path"], material["signal"], terms, material["prompt_licence"] or "unknown"]
         lines.append("| " + " | ".join([*cells, f"{material['rows']:,}", f"{material['tokens']:,}"]) + " |")
-    return "\n".join([*lines, "", f"Table `{record['table']}`, version {record['table_version']}."])
+    return "\n".join([*lines, "", f"Table `{Path(record['table']).name}`, version {record['table_version']}."])
 
 
 def _how(record: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
 
 from storage.table import Table
 from trainer.config import TrainConfig
@@ -22,7 +21,7 @@ from trainer.fit import RECORD_FILE, Tell, make_stream, make_student, train
 from trainer.measure import summary, token_measures
 from trainer.report import write_report
 from trainer.stream import Batch
-from trainer.student import Student
+from trainer.student import Student, load_student
 from trainer.tokenview import Example, examples
 
 BATCH_SIZE = 8
@@ -68,11 +67,11 @@ def evaluate(
     record = _training_record(config)
     table = Table.open(config.table, record["table_version"])
     untrained = make_student(config, table)
-    models = {"untrained": untrained.model, "student": _load(config.out)}
+    models = {"untrained": untrained.model, "student": load_student(config.out)}
     records = {"student": record}
     if config.evaluate.hard_twin and config.loss.hard_weight < 1:
         records["hard_twin"] = _twin(config, record, tell, progress)
-        models["hard_twin"] = _load(config.hard_twin().out)
+        models["hard_twin"] = load_student(config.hard_twin().out)
     batches = _holdout(config, table, untrained)
     measured = {name: token_measures(model, batches) for name, model in models.items()}
     chosen = examples(batches, models, untrained.vocabulary.definition, count=config.evaluate.examples)
@@ -106,10 +105,6 @@ def _twin(config: TrainConfig, record: dict[str, Any], tell: Tell, progress: Any
             return found
     tell("training the twin on hard labels only, same rows and steps")
     return train(twin, tell=tell, progress=progress).record
-
-
-def _load(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
 
 
 def _holdout(config: TrainConfig, table: Table, student: Student) -> list[Batch]:

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import logging as transformers_logging
 
 from trainer.checkpoint import TrainingState
 from trainer.errors import TrainError
@@ -79,7 +78,6 @@ def training_arguments(settings: dict[str, Any], *, out: Path, seed: int, from_s
     chosen = {"seed": seed} | DEFAULTS | (FROM_SCRATCH if from_scratch else {}) | settings
     if int(chosen["max_steps"]) <= 0:
         raise TrainingSettingsRefused("[training] max_steps: must be above 0, since the stream of rows has no end.")
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return TrainingArguments(
             output_dir=str(out),
@@ -110,7 +108,10 @@ class DistillationTrainer(Trainer):
         provenance: TrainingState,
         callbacks: list[TrainerCallback],
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=stream, callbacks=callbacks)
+        try:
+            super().__init__(model=model, args=args, train_dataset=stream, callbacks=callbacks)
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise TrainingSettingsRefused(f"[training] is refused by transformers: {error}") from error
         self.out = Path(str(args.output_dir))
         self.provenance = provenance
         self.remove_callback(PrinterCallback)  # it prints each log as a dict

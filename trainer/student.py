@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from trainer.config import StudentSettings
 from trainer.errors import TrainError
@@ -133,11 +134,11 @@ def _load(folder: Path, teacher: TokenizerDefinition, batches: Iterable[pa.Recor
         raise StudentRefused(
             f"{folder} holds no model (config.json is missing); name a local folder of transformers files."
         )
+    model = load_student(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         own = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise StudentRefused(f"The student in {folder} cannot be loaded: {error}") from error
+        raise StudentRefused(f"The tokenizer in {folder} cannot be loaded: {error}") from error
     if own.eos_token is None:
         raise StudentRefused(
             f"The tokenizer in {folder} has no end-of-sequence token; set eos_token in its tokenizer_config.json."
@@ -152,9 +153,22 @@ def _load(folder: Path, teacher: TokenizerDefinition, batches: Iterable[pa.Recor
     return Student(model, Vocabulary(definition, match.id_map, match.lost_mass, folder), str(folder))
 
 
+def load_student(folder: Path) -> Any:
+    """The causal model in a folder that save_student wrote, or any other local one, in float32.
+
+    Raises StudentRefused.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise StudentRefused(f"The student in {folder} cannot be loaded: {error}") from error
+
+
 def save_student(model: Any, vocabulary: Vocabulary, folder: Path) -> None:
     """Writes safetensors, configuration and tokenizer, as plain AutoModelForCausalLM and AutoTokenizer load them."""
     folder.mkdir(parents=True, exist_ok=True)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     config = merged.config
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

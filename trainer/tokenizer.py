@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,11 @@ class TokenizerDefinition:
         )
 
 
+@lru_cache(maxsize=2)
 def read_tokenizer(data: bytes) -> TokenizerDefinition:
     """The definition in `data`: a tokenizer.json, or the canonical record of a GGUF's vocabulary.
 
+    Kept between calls, since a training and its twin need the same one; its content is not to be changed.
     Raises TokenizerError when it is neither, or of a kind that is not known here.
     """
     try:
