@@ -272,7 +272,8 @@ def _wanted(reason: Reason, definite: Verdict) -> bool:
 
 def _reading_order(reason: Reason) -> tuple[Any, ...]:
     """Strictest first, then by teacher and document."""
-    return -VERDICTS.index(reason.verdict), reason.teacher or "", reason.document or "", reason.code, reason.gist
+    rest = digest_of(reason.model_dump(mode="json"))  # what is alike in all else keeps one order too
+    return -VERDICTS.index(reason.verdict), reason.teacher or "", reason.document or "", reason.code, reason.gist, rest
 
 
 def _verdict(part: _Judged) -> TeacherVerdict:
@@ -289,10 +290,13 @@ def _merged(obligations: Iterable[Obligation]) -> tuple[Obligation, ...]:
             teachers = tuple(sorted({*held.teachers, *obligation.teachers}))
             obligation = held.model_copy(update={"teachers": teachers, "due": held.due or obligation.due})
         merged[key] = obligation
-    order = {"always": 1}
-    return tuple(
-        sorted(merged.values(), key=lambda o: (not o.due, order.get(o.trigger, 0), o.document, o.type, o.text))
-    )
+    return tuple(sorted(merged.values(), key=_owing_order))
+
+
+def _owing_order(obligation: Obligation) -> tuple[Any, ...]:
+    """What is due first, what is due at all times last."""
+    later = not obligation.due, obligation.trigger == "always"
+    return *later, obligation.document, obligation.type, obligation.text, digest_of(obligation.model_dump(mode="json"))
 
 
 def _facts(materials: Sequence[Material], use: Use, waivers: Sequence[Waiver]) -> Mapping[str, Any]:
