@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from collectors.config import AskSettings, EndpointSettings, TeacherSettings
 from collectors.errors import CollectError
 from collectors.http import Request
 from collectors.plan import Item
 from collectors.tokenizer import Tokenizer
 from storage.codec import Labels
-from storage.rows import Usage
+from storage.rows import TailSum, Usage
 
 if TYPE_CHECKING:
     from collectors.card import EndpointCard
@@ -35,7 +38,8 @@ class Reading:
     """What one response holds, in the words of the table's columns.
 
     text: the answer without its reasoning. labels: None where token ids are not known; then `token_bytes` has the bytes
-    of each token. prompt_token_ids: what the teacher saw before the first target, BOS included.
+    of each token. prompt_token_ids: what the teacher saw before the first target, BOS included; for masked models all
+    that it saw, and `target_positions` says where in it the targets are. tail_sums: only where full logits were seen.
     """
 
     text: str
@@ -44,6 +48,8 @@ class Reading:
     labels: Labels | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     token_bytes: tuple[bytes, ...] | None = None
+    target_positions: NDArray[np.int32] | None = None
+    tail_sums: tuple[TailSum, ...] | None = None
     logprob_space: str = "unknown"
     usage: Usage = field(default_factory=Usage)
     response_id: str | None = None
@@ -108,6 +114,7 @@ KINDS: dict[str, _Kind] = {
     "vllm": _Kind("collectors.providers.vllm", "VLLM", ("generate", "score")),
     "sglang": _Kind("collectors.providers.sglang", "SGLang", ("generate", "score")),
     "tgi": _Kind("collectors.providers.tgi", "TGI", ("generate",)),
+    "local": _Kind("collectors.providers.in_process", "InProcess", ("generate", "score", "classify", "mask"), "train"),
     "openai": _Kind("collectors.providers.openai", "OpenAICompatible", ("generate",)),
 }
 
