@@ -20,6 +20,7 @@ from policies.use import Use
 
 Kind = Literal["embedded", "vllm", "sglang", "llamacpp", "openai", "tgi", "local"]
 Mode = Literal["generate", "score", "classify", "mask"]
+PARQUET = frozenset({".parquet", ".pq"})
 IN_PROCESS: frozenset[str] = frozenset({"embedded", "local"})
 
 
@@ -123,8 +124,9 @@ class BudgetSettings(Settings):
 
 
 class PromptSettings(Settings):
-    """Where prompts come from: a .jsonl or .parquet file, or `sql` over it (`FROM prompts`) or over a
-    soft-label table.
+    """Where prompts come from: a .jsonl or .parquet file, a folder of Parquet, or another soft-label table.
+
+    `sql` selects from Parquet (`FROM prompts`) or from a soft-label table's views.
 
     `template` builds the prompt from the line's fields (`"Translate: {text}"`); `system` goes before as a system
     message; `as_chat` sends a plain prompt as one user message.
@@ -136,6 +138,12 @@ class PromptSettings(Settings):
     system: str | None = None
     as_chat: bool = False
     licence: str | None = None
+
+    @check_model(mode="after")
+    def _check_together(self) -> Self:
+        if self.sql is not None and not self.path.is_dir() and self.path.suffix not in PARQUET:
+            raise ValueError("sql selects from Parquet or from a soft-label table, not from a file of lines")
+        return self
 
     @check_field("template")
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from collectors.config import PromptSettings
+from collectors.config import PARQUET, PromptSettings
 from collectors.errors import PromptError
 from storage.rows import Message
 
@@ -103,9 +103,16 @@ def _records(settings: PromptSettings) -> Iterator[tuple[str, bytes | dict[str, 
     path = settings.path
     if not path.exists():
         raise PromptError(f"The prompt file {path} does not exist: set prompts.path.")
-    if path.suffix in (".parquet", ".pq"):
-        return _parquet(path)
-    return _lines(path)
+    if settings.sql is not None or path.is_dir():
+        return _found(path, settings.sql)
+    return _parquet(path) if path.suffix in PARQUET else _lines(path)
+
+
+def _found(path: Path, sql: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    from collectors.prompt_query import query_prompts
+
+    for number, line in enumerate(query_prompts(path, sql), start=1):
+        yield f"{path.name}#{number}", line
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -8,7 +8,11 @@ import pytest
 from collectors.config import PromptSettings
 from collectors.errors import PromptError
 from collectors.prompts import check_prompts, read_prompts
+from collectors.run import collect
+from storage.errors import QueryRefused
 from storage.rows import Message
+from tests.collectors.runs import run_config
+from tests.collectors.servers import TeacherServer
 
 
 def settings(path: Path, **fields: object) -> PromptSettings:
@@ -108,6 +112,34 @@ def test_parquet_is_read_in_batches(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(PromptError, match="Parquet"):
         check_prompts(settings(tmp_path / "broken.parquet"))
+
+
+def test_sql_selects_from_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"n": range(3000), "text": [f"Prompt {n}" for n in range(3000)]}), path)
+    query = "SELECT n AS id, text || '!' AS prompt FROM prompts WHERE n >= 10 ORDER BY n"
+    read = list(read_prompts(settings(path, sql=query)))
+    assert (len(read), read[0].prompt, read[0].id, read[0].source) == (2990, "Prompt 10!", "10", "p.parquet#1")
+    assert len(list(read_prompts(settings(tmp_path, template="{text}")))) == 3000  # a folder of Parquet
+    with pytest.raises(PromptError, match=r"prompts\.sql"):
+        check_prompts(settings(path, sql="SELECT nothing FROM prompts"))
+    with pytest.raises(QueryRefused):
+        check_prompts(settings(path, sql="SELECT * FROM read_csv('/etc/passwd')"))
+    with pytest.raises(ValueError, match="lines"):
+        settings(tmp_path / "p.jsonl", sql="SELECT 1")
+
+
+def test_another_soft_label_table_gives_its_prompts(tmp_path: Path) -> None:
+    with TeacherServer() as server:
+        config = run_config(tmp_path, server.url, prompts=5, samples=2)
+        collect(config)
+    read = list(read_prompts(settings(config.table)))
+    assert [(p.id, p.prompt, p.licence) for p in read][:2] == [
+        ("p0", "Prompt 0", "CC0-1.0"),
+        ("p1", "Prompt 1", "CC0-1.0"),
+    ]
+    query = "SELECT prompt_id AS id, completion AS prompt FROM soft_labels WHERE sample_index = 1"
+    assert len(list(read_prompts(settings(config.table, sql=query)))) == 5
 
 
 def test_a_million_characters_do_not_matter_and_a_generator_holds_one_line(tmp_path: Path) -> None:
