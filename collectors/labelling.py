@@ -159,6 +159,8 @@ def _row(raw: RawResponse, found: _Entry, provider: Provider, run_id: str) -> Ro
         finish_reason=reading.finish_reason,
         prompt_token_ids=None if prompt_ids is None else np.asarray(prompt_ids, dtype=np.int32),
         token_bytes=reading.token_bytes,
+        target_positions=reading.target_positions,
+        tail_sums=reading.tail_sums,
         label_set=found.label_set,
         logprob_space=reading.logprob_space,
         tokenizer_sha256=found.tokens.tokenizer_sha256,
