@@ -16,15 +16,21 @@ Show = Callable[[int, int, dict[str, float]], None]
 @click.command()
 @click.argument("settings", metavar="TRAIN.toml", type=click.Path(path_type=Path))
 @click.option("--resume", is_flag=True, help="Go on from the last finished checkpoint.")
-def train(settings: Path, resume: bool) -> None:
+@click.option("--check", is_flag=True, help="Only compare the first step's gradient under other splits of its batch.")
+def train(settings: Path, resume: bool, check: bool) -> None:
     """Audit, align, stream, train a student.
 
     The table version is audited for the use that TRAIN.toml names before the first step: exit 3 when it is refused, 5
     when it needs a review. The student, its model card and its training record are left in the folder `out`.
     """
     from trainer.config import read_config
+    from trainer.fit import check as compare
     from trainer.fit import train as run
 
+    if check:
+        for split, difference in compare(read_config(settings), tell=_tell).items():
+            click.echo(f"split into {split}: the gradient differs by {difference:.1e} of its norm")
+        return
     with _progress() as show:
         training = run(read_config(settings), resume=resume, tell=_tell, progress=show)
     click.echo(f"student in {training.out}, model card in {training.out / 'README.md'}")

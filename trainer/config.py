@@ -19,13 +19,27 @@ from trainer.objective import DivergenceName, TailName
 Vocabulary = Literal["trimmed", "full"]
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters on a frozen student; they are merged into its weights when it is saved."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
 class StudentSettings(Settings):
     """Where the student comes from, and its sizes where it is created from a configuration.
 
     The default sizes make about 3 million parameters besides the embeddings, which two cores train in minutes.
     """
 
-    from_: Literal["config"] | LocalPath = Field(default="config", alias="from")
+    from_: Literal["config", "teacher-layers"] | LocalPath = Field(default="config", alias="from")
+    teacher: LocalPath | None = None
+    """Of teacher-layers: the local folder of the model whose layers are taken."""
+    every: PositiveInt = 2
+    """Of teacher-layers: layers 0, n, 2n, … are kept."""
+    lora: LoraSettings | None = None
     vocabulary: Vocabulary = "trimmed"
     """trimmed: only the tokens that the table needs; full: the teacher's own. A local folder brings its own."""
     candidate_loss: float = Field(default=0.02, ge=0, lt=1)
@@ -88,8 +102,12 @@ class TrainConfig(Settings):
     training: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
+    def _student_fits(self) -> Self:
         student = self.student
+        if (student.from_ == "teacher-layers") != (student.teacher is not None):
+            raise ValueError('student: from = "teacher-layers" and teacher = "FOLDER" belong together')
+        if student.lora is not None and student.from_ == "config":
+            raise ValueError("student: lora adapts a model that was trained before; name its folder in from")
         if student.hidden_size % student.heads or student.heads % student.key_value_heads:
             raise ValueError("student: heads must divide hidden_size, and key_value_heads must divide heads")
         return self

@@ -20,7 +20,8 @@ from trainer.checkpoint import ResumeRefused, TrainingState, check_resume, last_
 from trainer.config import DataSettings, TrainConfig
 from trainer.forward import DistilledStudent
 from trainer.gate import gate
-from trainer.loop import DistillationTrainer, Progress, training_arguments
+from trainer.invariance import check_splits
+from trainer.loop import DEFAULTS, DistillationTrainer, Progress, training_arguments
 from trainer.objective import Objective
 from trainer.reading import column_batches, table_templates, table_tokenizer
 from trainer.stream import SoftLabelStream
@@ -95,6 +96,25 @@ def train(
     trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     record = _record(config, table, decision, student, proof, trainer, time.monotonic() - started)
     return _finish(config, table, decision, student, record, trainer)
+
+
+def check(config: TrainConfig, *, tell: Tell = lambda line: None) -> dict[str, float]:
+    """The first step's gradient under other splits of its batch; written to check.json in `config.out`.
+
+    Audits and proves the alignment first, as a training does. Raises SplitMatters when a split changes the gradient.
+    """
+    table = Table.open(config.table, config.version)
+    gate(table, config.use)
+    student = make_student(config, table)
+    for line in prove(config, table, student).lines():
+        tell(line)
+    size = int(config.training.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"]))
+    batch = next(iter(make_stream(config.data, table, student, split="train", batch_size=size)))
+    differences = check_splits(DistilledStudent(student.model, Objective(**config.loss.model_dump())), batch)
+    config.out.mkdir(parents=True, exist_ok=True)
+    record = {"table_version": table.version, "config_digest": config.digest, "gradient_difference": differences}
+    (config.out / "check.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    return differences
 
 
 def make_student(config: TrainConfig, table: Table) -> Student:

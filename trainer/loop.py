@@ -160,7 +160,8 @@ class DistillationTrainer(Trainer):
         """The student alone, as safetensors; transformers' own would also pickle the arguments."""
         if self.args.should_save:
             inner = None if state_dict is None else {n.removeprefix("model."): t for n, t in state_dict.items()}
-            self.student.save_pretrained(output_dir, state_dict=inner)
+            adapters = {"save_embedding_layers": False} if hasattr(self.student, "peft_config") else {}
+            self.student.save_pretrained(output_dir, state_dict=inner, **adapters)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         student = self.student

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.config import StudentSettings
 from trainer.errors import TrainError
+from trainer.surgery import add_adapters, every_nth_layer
 from trainer.tokenizer import TokenizerDefinition, read_tokenizer
 from trainer.vocabulary import TrimmedVocabulary, count_tokens, match_vocabulary, trim_vocabulary
 
@@ -61,6 +62,7 @@ class Student:
             "origin": self.origin,
             "architecture": self.model.config.model_type,
             "parameters": parameters,
+            "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             "non_embedding_parameters": parameters - embeddings,
             "vocabulary": self.model.config.vocab_size,
             "vocabulary_kind": self.vocabulary.kind,
@@ -80,8 +82,10 @@ def create_student(
     Raises StudentRefused (or TokenizerError) when the student does not fit the table.
     """
     definition = read_tokenizer(tokenizer)
-    if isinstance(settings.from_, Path):
-        return _load(settings.from_, definition, batches)
+    folder = settings.teacher or settings.from_
+    if isinstance(folder, Path):
+        student = _load(folder, definition, batches)
+        return _altered(student, settings, seed)
     if settings.eos_token is not None and settings.eos_token not in definition.vocabulary():
         raise StudentRefused(f"[student] eos_token {settings.eos_token!r} is not a token of the teacher's tokenizer.")
     vocabulary = _vocabulary(settings, definition, batches)
@@ -150,7 +154,19 @@ def _load(folder: Path, teacher: TokenizerDefinition, batches: Iterable[pa.Recor
             f"{model.config.vocab_size}; resize its embeddings."
         )
     match = match_vocabulary(teacher, definition, batches)
-    return Student(model, Vocabulary(definition, match.id_map, match.lost_mass, folder), str(folder))
+    return Student(model, Vocabulary(definition, match.id_map, match.lost_mass, folder), folder.name)
+
+
+def _altered(student: Student, settings: StudentSettings, seed: int) -> Student:
+    model, origin = student.model, student.origin
+    if settings.from_ == "teacher-layers":
+        model = every_nth_layer(model, settings.every)
+        origin = f"layers 0, {settings.every}, … of {origin}"
+    if settings.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, origin = add_adapters(model, settings.lora), f"{origin} with adapters of rank {settings.lora.rank}"
+    return Student(model, student.vocabulary, origin)
 
 
 def load_student(folder: Path) -> Any:
