@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import date
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -205,7 +205,7 @@ class Document(_Entry):
         """`id@version`, as rows and reasons name it."""
         return f"{self.id}@{self.version}"
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """sha256 of what the document says; who owns it and when it is looked at again do not change it."""
         admin: Any = {"owner", "next_review", "loosens"}
