@@ -95,9 +95,10 @@ class DeltaLog:
         empty = [None] * actions.num_rows
         columns = {name: actions.column(name).to_pylist() for name in actions.schema.names if _wanted(name)}
         partitions = columns.get(f"partition.{self.partition}", empty)
+        self._check_inside(columns["path"])
         firsts, lasts = columns.get("min.collected_at", empty), columns.get("max.collected_at", empty)
         return [
-            LoggedFile(self._inside(path), path, rows, size, partition, first, last)
+            LoggedFile(self.root / unquote(path), path, rows, size, partition, first, last)
             for path, rows, size, partition, first, last in zip(
                 columns["path"],
                 columns["num_records"],
@@ -127,13 +128,19 @@ class DeltaLog:
             for line in entry.read_text("utf-8").splitlines():
                 yield int(entry.stem), json.loads(line)
 
-    def _inside(self, relative: str) -> Path:
-        path = self.root / unquote(relative)
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise TableDamaged(
-                f"The log of {self.root} names {relative!r}, outside of the table: do not use this table."
-            )
-        return path
+    def _check_inside(self, relatives: Sequence[str]) -> None:
+        """No path of the log may leave the table, neither by its words nor through a link in place of a folder."""
+        folders: set[str] = set()
+        for relative in relatives:
+            path = unquote(relative)
+            folder, _, name = path.rpartition("/")
+            if path.startswith("/") or "://" in path or ".." in path.split("/") or name in ("", "."):
+                raise TableDamaged(f"The log of {self.root} names {relative!r}, outside of the table: do not use it.")
+            folders.add(folder)
+        root = self.root.resolve()
+        for folder in folders:
+            if not (self.root / folder).resolve().is_relative_to(root):
+                raise TableDamaged(f"{self.root / folder} is a link out of the table: do not use it.")
 
     def commit(
         self,

@@ -77,6 +77,7 @@ class Table(Records):
         self._pinned = version
         self._keys = KeySet()
         self._indexed: set[str] = set()
+        self._indexed_version = -1
         self._known_groups: set[str] = set()
 
     @classmethod
@@ -158,9 +159,11 @@ class Table(Records):
             fresh = self._fresh(rows)
             bits = check_metadata(opened.metadata().configuration, str(self.path))
             files = self._write(fresh, bits)
+            before = opened.version()
             version = self.log.commit(opened, add=files, transaction=(writer, sequence))
             self._keys.add(row.key for row in fresh)
             self._indexed.update(file.written.path.name for file in files)
+            self._indexed_version = version if version == before + 1 else -1
             return Append(version, len(fresh), len(rows) - len(fresh))
 
     def _fresh(self, rows: Sequence[Row]) -> list[Row]:
@@ -229,12 +232,15 @@ class Table(Records):
         return self._keys
 
     def _index(self, opened: DeltaTable) -> None:
+        if opened.version() == self._indexed_version:
+            return
         files = {file.path.name: file for file in self.log.files(opened)}
         if not self._indexed <= files.keys():  # rows were taken down or files compacted: what is gone must go here too
             self._keys, self._indexed = KeySet(), set()
         new = [file for name, file in files.items() if name not in self._indexed]
         self._keys.add_columns(_key_column(file) for file in new)
         self._indexed.update(file.path.name for file in new)
+        self._indexed_version = opened.version()
 
     def files(self) -> list[DataFile]:
         """The data files of this version by the log, in order of path."""
