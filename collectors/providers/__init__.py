@@ -111,7 +111,7 @@ class _Kind:
 KINDS: dict[str, _Kind] = {
     "embedded": _Kind("collectors.providers.llamacpp", "LlamaCpp", ("generate",), "embedded"),
     "llamacpp": _Kind("collectors.providers.llamacpp", "LlamaCpp", ("generate",)),
-    "vllm": _Kind("collectors.providers.vllm", "VLLM", ("generate", "score")),
+    "vllm": _Kind("collectors.providers.vllm", "VLLM", ("generate", "score", "classify")),
     "sglang": _Kind("collectors.providers.sglang", "SGLang", ("generate", "score")),
     "tgi": _Kind("collectors.providers.tgi", "TGI", ("generate",)),
     "local": _Kind("collectors.providers.in_process", "InProcess", ("generate", "score", "classify", "mask"), "train"),

@@ -6,11 +6,13 @@ from itertools import takewhile
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 
 from collectors.errors import Rejected
 from collectors.normalise import Received, normalise
 from collectors.plan import Item
 from collectors.providers import Reading
+from storage.codec import Labels
 from storage.rows import Usage
 
 T = TypeVar("T")
@@ -55,6 +57,21 @@ def reading(answer: Answer, *, k: int, vocabulary: int | None, logprob_space: st
         response_id=answer.response_id,
         model=answer.model,
         flags=flags,
+    )
+
+
+def over_label_set(log_weights: Sequence[float]) -> Labels:
+    """One target's distribution over a label set from unnormalised log-weights [L]; ids are places in the set."""
+    weights = np.asarray(log_weights, dtype=np.float64)
+    logprobs = weights - np.logaddexp.reduce(weights)
+    order = np.argsort(-logprobs, kind="stable").astype(np.int32)
+    return Labels(
+        token_ids=order[:1],
+        token_logprobs=logprobs[order[:1]].astype(np.float32),
+        token_ranks=np.ones(1, dtype=np.int32),
+        top_ids=order[None, :],
+        top_logprobs=logprobs[order][None, :].astype(np.float32),
+        log_tail=np.full(1, -np.inf, dtype=np.float32),
     )
 
 

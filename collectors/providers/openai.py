@@ -57,6 +57,7 @@ class Scored(msgspec.Struct):
 class Choice(msgspec.Struct):
     """One answer; `text` in the completions shape, `message` in the chat shape; ids where vLLM gives them."""
 
+    index: int = 0
     finish_reason: str | None = None
     text: str | None = None
     message: _Message | None = None

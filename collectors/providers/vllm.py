@@ -13,10 +13,10 @@ from collectors.card import EndpointCard
 from collectors.config import AskSettings, EndpointSettings, TeacherSettings
 from collectors.errors import Rejected
 from collectors.http import Request
-from collectors.normalise import Received
+from collectors.normalise import SENTINEL, Received
 from collectors.plan import Item
-from collectors.providers import Engine
-from collectors.providers.answer import Answer, decode, first_target
+from collectors.providers import Engine, Reading
+from collectors.providers.answer import Answer, decode, first_target, over_label_set
 from collectors.providers.openai import Body, OpenAICompatible, Scored, TokensUsed
 from collectors.tokenizer import Tokenizer
 from storage.rows import Usage
@@ -36,7 +36,7 @@ _VERSION = msgspec.json.Decoder(_Version)
 
 
 class VLLM(OpenAICompatible):
-    """Requests and responses of a vLLM server, modes `generate` and `score`."""
+    """Requests and responses of a vLLM server, modes `generate`, `score` and `classify`."""
 
     kind = "vllm"
     about = (Request("GET", "/v1/models"), Request("GET", "/version"))
@@ -66,7 +66,8 @@ class VLLM(OpenAICompatible):
 
     def prepare(self, item: Item) -> Request | None:
         """The prompt's tokens, where a BOS of ours goes before them or a completion is scored behind them."""
-        if item.prompt_token_ids is not None or not (self._ask.bos == "add" or item.completion is not None):
+        wanted = self._ask.bos == "add" or item.completion is not None or self._ask.mode == "classify"
+        if item.prompt_token_ids is not None or not wanted:
             return None
         if item.messages is not None:
             return self._post("/tokenize", {"messages": item.messages, "add_generation_prompt": True})
@@ -77,7 +78,7 @@ class VLLM(OpenAICompatible):
         ids = decode(_TOKENS, body).tokens
         bos = self._tokenizer.bos_token_id if self._tokenizer else None
         if self._ask.bos == "add" and bos is not None and ids[:1] != [bos]:
-            if item.completion is not None or item.messages is not None:
+            if item.completion is not None or item.messages is not None or self._ask.mode == "classify":
                 raise Rejected(
                     "bos_not_possible", "a BOS of ours goes before plain prompts only: use ask.bos = 'server'"
                 )
@@ -86,8 +87,10 @@ class VLLM(OpenAICompatible):
 
     def request(self, item: Item) -> Request:
         """One token is generated where a text is scored, since the server wants at least one."""
-        if self._ask.mode != "score":
+        if self._ask.mode == "generate":
             return super().request(item)
+        if self._ask.mode == "classify":
+            return self._classifying(item)
         body: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "seed": item.seed, "return_token_ids": True}
         body |= {"prompt_logprobs": self._ask.top_k}
         if item.messages is not None:
@@ -105,8 +108,48 @@ class VLLM(OpenAICompatible):
         return self._post("/v1/completions", body | {"prompt": prompt})
 
     def answer(self, item: Item, body: bytes) -> Answer:
-        """The response as it was sent. Raises Rejected when it is none."""
+        """The response as it was sent, in modes generate and score. Raises Rejected when it is none."""
         return self._scored(item, body) if self._ask.mode == "score" else super().answer(item, body)
+
+    def read(self, item: Item, body: bytes) -> Reading:
+        """The labels. Raises Rejected."""
+        return self._classified(item, body) if self._ask.mode == "classify" else super().read(item, body)
+
+    def _classifying(self, item: Item) -> Request:
+        """All labels behind the prompt in one request; one candidate is the least that `prompt_logprobs` gives."""
+        if item.prompt is None or item.messages is not None:
+            raise Rejected("text_only", "labels are scored behind a text, not behind messages or token ids")
+        texts = [item.prompt + label for label in self._ask.labels]
+        body = {"prompt": texts, "max_tokens": 1, "temperature": 0.0, "seed": item.seed, "prompt_logprobs": 1}
+        return self._post("/v1/completions", body | {"return_token_ids": True})
+
+    def _classified(self, item: Item, body: bytes) -> Reading:
+        """The labels' sequences are compared from the first token at which any of them leaves the prompt's own."""
+        found = decode(_BODY, body)
+        choices = sorted(found.choices, key=lambda choice: choice.index)
+        if len(choices) != len(self._ask.labels):
+            raise Rejected("wrong_shape", f"{len(choices)} choices came for {len(self._ask.labels)} labels")
+        ids = [choice.prompt_token_ids or [] for choice in choices]
+        starts = [first_target(replace(item, completion=""), one) for one in ids]
+        first = min(start for start, _ in starts)
+        sums = []
+        for choice, one in zip(choices, ids, strict=True):
+            own = _received(one, choice.prompt_logprobs or [], first).token_logprobs
+            if any(logprob is None or logprob <= SENTINEL for logprob in own):
+                raise Rejected("no_logprobs", "a token of a label came without a log-probability")
+            sums.append(sum(logprob for logprob in own if logprob is not None))
+        labels = over_label_set(sums)
+        usage = found.usage or TokensUsed()
+        return Reading(
+            text=self._ask.labels[int(labels.token_ids[0])],
+            labels=labels,
+            prompt_token_ids=tuple(ids[0][:first]),
+            logprob_space="raw",
+            usage=Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens),
+            response_id=found.id,
+            model=found.model,
+            flags=tuple(sorted({flag for _, flags in starts for flag in flags})),
+        )
 
     def engine(self, bodies: Sequence[bytes | None]) -> Engine:
         """From /v1/models and /version."""

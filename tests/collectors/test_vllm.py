@@ -180,3 +180,46 @@ def test_the_engine_says_its_version(made: Make) -> None:
     said = made("vllm").engine([models, b'{"version": "0.32.0"}'])
     assert (said.name, said.version, said.context_length) == ("vLLM", "0.32.0", 1024)
     assert made("vllm").engine([None, None]).version is None
+
+
+def scored(index: int, ids: list[int], logprobs: list[float | None]) -> dict[str, Any]:
+    entries = [
+        None if logprob is None else {str(token): {"logprob": logprob, "rank": 1, "decoded_token": "x"}}
+        for token, logprob in zip(ids, logprobs, strict=True)
+    ]
+    return {"index": index, "text": "", "prompt_token_ids": ids, "prompt_logprobs": entries}
+
+
+def test_labels_are_classified_by_their_whole_sequence(made: Make, item: NewItem) -> None:
+    one = made("vllm", mode="classify", labels=(" dog", " wolf", " red fox"))
+    asked = item(prompt="A husky is a")
+    assert one.prepare(asked) is not None
+    asked = one.prepared(asked, b'{"tokens": [2, 5, 6]}')
+    body = sent(one.request(asked))
+    assert body["prompt"] == ["A husky is a dog", "A husky is a wolf", "A husky is a red fox"]
+    assert body["max_tokens"] == 1 and body["prompt_logprobs"] == 1
+    choices = [  # out of order, as a server may send them
+        scored(2, [2, 5, 6, 9, 10], [None, -1.0, -2.0, math.log(0.1), math.log(0.3)]),
+        scored(0, [2, 5, 6, 7], [None, -1.0, -2.0, math.log(0.87)]),
+        scored(1, [2, 5, 6, 8], [None, -1.0, -2.0, math.log(0.08)]),
+    ]
+    found = read(one, asked, {"choices": choices})
+    p = np.array([0.87, 0.08, 0.03]) / 0.98
+    assert found.labels.top_ids.tolist() == [[0, 1, 2]] and found.text == " dog"
+    assert np.exp(found.labels.top_logprobs[0]) == pytest.approx(p, abs=1e-6)
+    assert found.prompt_token_ids == (2, 5, 6) and found.flags == () and found.logprob_space == "raw"
+    merged = [*choices[:2], scored(1, [2, 5, 11], [None, -1.0, math.log(0.08)])]
+    found = read(one, asked, {"choices": merged})
+    assert found.flags == ("boundary_inside_token",) and found.prompt_token_ids == (2, 5)
+    weights = np.array([0.87 * math.exp(-2), 0.08, 0.03 * math.exp(-2)])
+    assert np.exp(found.labels.top_logprobs[0]) == pytest.approx(np.sort(weights / weights.sum())[::-1], abs=1e-6)
+
+
+def test_labels_that_cannot_be_compared_are_refused(made: Make, item: NewItem) -> None:
+    one, asked = made("vllm", mode="classify", labels=("a", "b")), item(prompt="x", prompt_token_ids=(2,))
+    with pytest.raises(Rejected, match="1 choices came for 2 labels"):
+        read(one, asked, {"choices": [scored(0, [2, 3], [None, -1.0])]})
+    with pytest.raises(Rejected, match="no_logprobs"):
+        read(one, asked, {"choices": [scored(0, [2, 3], [None, -9999.0]), scored(1, [2, 4], [None, -1.0])]})
+    with pytest.raises(Rejected, match="text_only"):
+        one.request(item(messages=CHAT))
