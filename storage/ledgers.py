@@ -66,6 +66,11 @@ class Ledger:
     def __init__(self, root: Path, schema: pa.Schema) -> None:
         self.log = DeltaLog(root, schema)
 
+    def paths(self) -> list[Path]:
+        """Its data files."""
+        with mapped(self.log.root):
+            return [file.path for file in self.log.files(self.log.open())]
+
     def read(self) -> pa.Table:
         """All of its lines."""
         with mapped(self.log.root):

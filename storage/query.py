@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from storage.errors import QueryFailed, QueryTimeout, TableDamaged, mapped
-from storage.sandbox import check_query, connect
-from storage.schema import SOFT_LABELS, TIME
+from storage.sandbox import check_query, connect, lock
+from storage.schema import REJECTS, RUNS, SOFT_LABELS, TEACHER, TIME
 from storage.table import Table
 from storage.views import VIEWS, statements
 
 SECONDS = 600.0
 MEMORY_MB = 2048
+REPEATED = [f"teacher.{field.name}" for field in TEACHER]
 DECISIONS = pa.schema(
     [
         ("digest", pa.string()),
@@ -47,34 +48,37 @@ def sql(
     QueryTimeout, and what opening the table raises.
     """
     table = path if isinstance(path, Table) else Table.open(path, version)
-    with mapped(table.path):
-        connection = connect(_sources(table), statements(), f"{memory_mb}MB")
+    connection = connect(f"{memory_mb}MB")
     with connection, _interrupted_after(connection, seconds) as timed_out:
         try:
-            check_query(connection, query, set(VIEWS))
+            used = check_query(connection, query, set(VIEWS))
+            with mapped(table.path):
+                lock(connection, _sources(table, used), statements())
             return _result(connection, query, memory_mb)
         except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
             raise _named(error, seconds if timed_out.is_set() else None) from error
 
 
-def _sources(table: Table) -> dict[str, pa.Table | pads.Dataset]:
+def _sources(table: Table, used: set[str]) -> dict[str, pa.Table | pads.Dataset]:
+    """What a query reads; a part of the table that it does not name is not opened."""
+    labels = {"soft_labels", "tokens", "candidates"} & used
     return {
-        "soft_labels": dataset(table),
-        "runs": table.run_ledger.read(),
-        "rejects": table.rejects.read(),
-        "decisions": _decisions(table),
+        "soft_labels": dataset([f.path for f in table.files()] if labels else [], SOFT_LABELS),
+        "runs": dataset(table.run_ledger.paths() if "runs" in used else [], RUNS),
+        "rejects": dataset(table.rejects.paths() if "rejects" in used else [], REJECTS),
+        "decisions": _decisions(table) if "decisions" in used else DECISIONS.empty_table(),
     }
 
 
-def dataset(table: Table) -> pa.Table | pads.Dataset:
-    """The rows of a table version as an Arrow dataset of exactly the files that its log names."""
-    files = [str(file.path) for file in table.files()]
+def dataset(files: list[Path], schema: pa.Schema) -> pa.Table | pads.Dataset:
+    """An Arrow dataset of exactly these files, with what repeats much read as dictionaries."""
     if not files:
-        return SOFT_LABELS.empty_table()
-    missing = next((file for file in files if not Path(file).is_file()), None)
+        return schema.empty_table()
+    missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise TableDamaged(f"The data file {missing} is missing: `potstill verify` names what is damaged.")
-    return pads.dataset(files, schema=SOFT_LABELS, format="parquet")
+    form = pads.ParquetFileFormat(read_options=pads.ParquetReadOptions(dictionary_columns=REPEATED))
+    return pads.dataset([str(file) for file in files], format=form)
 
 
 def _decisions(table: Table) -> pa.Table:

@@ -28,21 +28,24 @@ REFUSED_FUNCTIONS = {"current_setting", "getvariable", "write_log", "sleep_ms", 
 QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 
 
-def connect(tables: Mapping[str, pa.Table | pads.Dataset], statements: list[str], memory: str) -> Any:
-    """A locked in-memory connection with `tables` registered and `statements` run; `memory` as DuckDB writes it."""
+def connect(memory: str) -> Any:
+    """An in-memory connection that reads nothing yet; `memory` as DuckDB writes it."""
     threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    connection = duckdb.connect(":memory:", config=SETTINGS | {"memory_limit": memory, "threads": threads})
+    return duckdb.connect(":memory:", config=SETTINGS | {"memory_limit": memory, "threads": threads})
+
+
+def lock(connection: Any, tables: Mapping[str, pa.Table | pads.Dataset], statements: list[str]) -> None:
+    """Register `tables`, run `statements`, then shut the connection off from all else, for good."""
     for name, table in tables.items():
         connection.register(name, table)
     for statement in statements:
         connection.execute(statement)
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-    return connection
 
 
-def check_query(connection: Any, query: str, names: set[str]) -> None:
-    """Raise QueryRefused unless `query` is one SELECT over `names`, its own CTEs and pure functions."""
+def check_query(connection: Any, query: str, names: set[str]) -> set[str]:
+    """Raise QueryRefused unless `query` is one SELECT over `names`, its CTEs and pure functions; → names it uses."""
     if "\0" in query:
         raise QueryRefused("The query holds a NUL character: remove it.")
     parsed = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
@@ -58,6 +61,13 @@ def check_query(connection: Any, query: str, names: set[str]) -> None:
     known |= {str(node["cte_name"]).lower() for node in nodes if "cte_name" in node}
     for node in nodes:
         _check_node(node, known)
+    return {name for name in names if any(_table_of(node) == name for node in nodes)}
+
+
+def _table_of(node: dict[str, Any]) -> str | None:
+    """The table that a node reads, in lower case; DESCRIBE and SUMMARIZE name one in a node of their own."""
+    name = node.get("table_name") if node.get("type") in ("BASE_TABLE", "SHOW_REF") else None
+    return None if name is None else str(name).strip('"').lower()
 
 
 def _nodes(parsed: Any) -> Iterator[dict[str, Any]]:
