@@ -32,16 +32,22 @@ PROMPTS = (
 _TOKENS = 4
 _CANDIDATES = 20
 
-TOP_1_AGREEMENT = 0.8
-"""At least this share of compared positions has the same best token. Near ties flip by batching alone."""
+TOP_1_AGREEMENT = 0.9
+"""At least this share of compared positions has the same best token, or a near tie in the reference."""
 
-DIVERGENCE_NATS = 0.05
-"""At most this mean divergence. The same model at 1 and at 4 slots of llama.cpp stays below 0.01."""
+DIVERGENCE_NATS = 0.03
+"""At most this mean divergence. Measured with Gemma 3 270M in llama.cpp, against its Q4_K_M at one slot: the same
+file at four busy slots 0.001 to 0.003, as Q8_0 0.003 (more bits than the source: the same numbers), as Q4_0 0.37."""
+
+_NEAR_TIE_NATS = 0.25  # batching moves log-probabilities by up to 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two endpoints on the same prompts: share of equal best tokens, mean divergence in nats, positions compared."""
+    """Two endpoints on the same prompts: share of equal best tokens, mean divergence in nats, positions compared.
+
+    Near ties count as equal: batching alone turns them round.
+    """
 
     top_1_agreement: float
     divergence: float
@@ -92,7 +98,7 @@ def compare(reference: Sequence[Labels | None], other: Sequence[Labels | None]) 
         if one is None or two is None:
             continue
         for position in range(_comparable(one.token_ids, two.token_ids)):
-            equal.append(bool(one.top_ids[position, 0] == two.top_ids[position, 0]))
+            equal.append(_same_best(one, two, position))
             apart.append(divergence(one, two, position))
     if not equal:
         return Comparison(0.0, float("inf"), 0)
@@ -104,6 +110,12 @@ def _comparable(one: NDArray[np.int32], two: NDArray[np.int32]) -> int:
     shorter = min(len(one), len(two))
     differ = np.flatnonzero(one[:shorter] != two[:shorter])
     return int(differ[0]) + 1 if differ.size else shorter
+
+
+def _same_best(one: Labels, two: Labels, position: int) -> bool:
+    best = one.top_logprobs[position]
+    tie = one.k > 1 and best[0] - best[1] < _NEAR_TIE_NATS
+    return bool(tie or one.top_ids[position, 0] == two.top_ids[position, 0])
 
 
 def divergence(one: Labels, two: Labels, position: int) -> float:

@@ -69,15 +69,15 @@ def read_card(data: bytes) -> EndpointCard:
 def contradictions(card: EndpointCard, ask: AskSettings) -> list[str]:
     """What the run asks for and the endpoint does not do, one sentence each; empty when the run may start."""
     found = []
-    if ask.top_k > card.largest_k:
+    if ask.mode != "classify" and ask.top_k > card.largest_k:
         found.append(
             f"The run asks for top_k = {ask.top_k}, but the endpoint gave no more than {card.largest_k} candidates: "
             f"lower ask.top_k, or raise the server's own limit."
         )
-    if ask.mode == "score" and not card.scores_prompts:
+    if ask.mode in ("score", "classify") and not card.scores_prompts:
         found.append(
-            f"ask.mode = 'score' needs log-probabilities of a given text, which a {card.kind} endpoint does not give: "
-            "use vllm, sglang or local, or ask.mode = 'generate'."
+            f"ask.mode = {ask.mode!r} needs log-probabilities of a given text, which a {card.kind} endpoint does not "
+            "give: use vllm, sglang or local, or ask.mode = 'generate'."
         )
     if ask.top_k and not card.token_ids:
         found.append(

@@ -63,6 +63,8 @@ class _Examination:
 
     async def card(self) -> EndpointCard:
         engine = await self._engine()
+        if self._endpoint.kind == "local" and self._ask.mode in ("classify", "mask"):
+            return self._by_its_word(engine)
         first = await self._first()
         twice = [await self._received_for(replace(self._item, max_tokens=4)) for _ in range(2)]
         largest, limit = await self._largest_k(_FEW if first.received is not None else 0)
@@ -92,6 +94,22 @@ class _Examination:
             tokenizer_adds_bos=self._tokenizer.adds_bos if self._tokenizer else None,
             echo=await self._echo(),
             unknown_fields="refused" if refused else await self._unknown_field(),
+        )
+
+    def _by_its_word(self, engine: Engine) -> EndpointCard:
+        """A masked model or a function cannot generate, by which all else is measured; but its code is known."""
+        return EndpointCard(
+            kind=self._endpoint.wire_kind,
+            served_model=engine.served_model,
+            engine=engine.name,
+            engine_version=engine.version,
+            context_length=engine.context_length,
+            vocabulary=engine.vocabulary,
+            token_ids=True,
+            prompt_token_ids=True,
+            largest_k=max(self._ask.top_k, len(self._ask.labels)),
+            scores_prompts=True,
+            logprob_space="raw",
         )
 
     def _version(self, engine: Engine) -> str | None:

@@ -7,6 +7,7 @@ the exact tokens that the teacher saw, a provider may ask for preparatory exchan
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
@@ -23,8 +24,9 @@ from storage.rows import TailSum, Usage
 if TYPE_CHECKING:
     from collectors.card import EndpointCard
     from collectors.providers.answer import Answer
+    from collectors.providers.in_process_sender import InProcessSender
 
-__all__ = ["KINDS", "Engine", "Provider", "ProviderUnavailable", "Reading", "provider"]
+__all__ = ["KINDS", "Engine", "Provider", "ProviderUnavailable", "Reading", "local_sender", "provider"]
 
 
 class ProviderUnavailable(CollectError):
@@ -140,12 +142,28 @@ def provider(
             f"endpoint.kind = {kind!r} cannot do ask.mode = {ask.mode!r}: "
             + (f"use one of {', '.join(able)}." if able else "no kind of this version can.")
         )
+    found = getattr(_imported(kind, entry.module), entry.name)
+    made: Provider = found(teacher=teacher, endpoint=endpoint, ask=ask, card=card, tokenizer=tokenizer)
+    return made
+
+
+def local_sender(teacher: TeacherSettings, endpoint: EndpointSettings, ask: AskSettings) -> "InProcessSender":
+    """The sender for kind `local`: loads the model of the folder endpoint.served_model, else teacher.model.
+
+    Raises ProviderUnavailable when torch or transformers are missing, EndpointStopped when the model cannot be read.
+    """
+    sender = _imported("local", "collectors.providers.in_process_sender")
+    model = _imported("local", "collectors.providers.local")
+    made: InProcessSender = sender.InProcessSender(model.open_teacher(endpoint.served_model or teacher.model, ask.mode))
+    return made
+
+
+def _imported(kind: str, module: str) -> ModuleType:
     try:
-        found = getattr(importlib.import_module(entry.module), entry.name)
+        return importlib.import_module(module)
     except ImportError as error:
-        wanted = f"pip install 'potstill[{entry.extra}]'" if entry.extra else "pip install potstill"
+        extra = KINDS[kind].extra
+        wanted = f"pip install 'potstill[{extra}]'" if extra else "pip install potstill"
         raise ProviderUnavailable(
             f"endpoint.kind = {kind!r} needs the package {error.name!r}, which is not installed: {wanted}"
         ) from error
-    made: Provider = found(teacher=teacher, endpoint=endpoint, ask=ask, card=card, tokenizer=tokenizer)
-    return made

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from collectors.errors import Rejected
+from collectors.errors import EndpointStopped, Rejected
 from collectors.providers.in_process import About, Question, Told, told_labels
 
 MASKED_SHARE = 0.15
@@ -278,6 +278,18 @@ class MaskedTeacher:
     def about(self) -> About:
         """Engine, version, vocabulary, context and chat template."""
         return _about(self.model, self.tokenizer)
+
+
+def open_teacher(folder: Path | str, mode: str) -> CausalTeacher | MaskedTeacher:
+    """A folder as the teacher for a mode, on the GPU if there is one. Raises EndpointStopped for what is no model."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return MaskedTeacher(folder, device=device) if mode == "mask" else CausalTeacher(folder, device=device)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EndpointStopped(
+            f"The teacher {folder} cannot be read as a transformers model with safetensors: {first}"
+        ) from error
 
 
 def _one(ways: dict[str, Callable[[Question], Told]], question: Question) -> Told | Rejected:

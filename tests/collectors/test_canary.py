@@ -57,6 +57,12 @@ def test_other_best_tokens_are_another_teacher() -> None:
     assert found.top_1_agreement == 0.0 and not found.same_teacher
 
 
+def test_a_near_tie_is_no_difference() -> None:
+    one, two = labels([(1, 0.41), (2, 0.40)]), labels([(2, 0.41), (1, 0.40)])
+    assert compare([one], [two]).same_teacher
+    assert compare([labels([(1, 0.5), (2, 0.3)])], [two]).top_1_agreement == 0.0
+
+
 def test_ids_that_only_one_names_fall_into_the_bucket() -> None:
     one, two = labels([(1, 0.5), (2, 0.3)]), labels([(1, 0.5), (9, 0.3)])
     assert divergence(one, two, 0) == pytest.approx(0.0, abs=1e-7)

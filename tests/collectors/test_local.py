@@ -1,6 +1,7 @@
 import asyncio
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ torch = pytest.importorskip("torch")
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
-from collectors.config import AskSettings, EndpointSettings, TeacherSettings  # noqa: E402 - after the skips
-from collectors.errors import Rejected  # noqa: E402
+from collectors.card import EndpointCard, contradictions  # noqa: E402 - after the skips
+from collectors.config import AskSettings, EndpointSettings, TeacherSettings  # noqa: E402
+from collectors.errors import EndpointStopped, Rejected  # noqa: E402
+from collectors.http import Request  # noqa: E402
 from collectors.plan import Item  # noqa: E402
 from collectors.probe import probe  # noqa: E402
-from collectors.providers import Provider, Reading  # noqa: E402
+from collectors.providers import Provider, ProviderUnavailable, Reading, local_sender  # noqa: E402
 from collectors.providers.in_process import Question  # noqa: E402
 from collectors.providers.in_process_sender import CallableTeacher, InProcessSender, Teacher  # noqa: E402
 from collectors.providers.local import CausalTeacher, MaskedTeacher, distribution, draw  # noqa: E402
@@ -273,3 +276,32 @@ def test_the_probe_reads_a_teacher_in_this_process(causal: CausalTeacher) -> Non
     assert card.engine == "transformers" and card.logprob_space == "raw" and card.scores_prompts
     assert card.same_answer_twice is True and card.vocabulary == causal.model.config.vocab_size
     assert card.template_sha256 is not None
+
+
+def test_a_teacher_that_cannot_generate_is_believed(masked: MaskedTeacher) -> None:
+    async def card_of(teacher: Teacher, asked: AskSettings) -> EndpointCard:
+        endpoint, model = EndpointSettings(kind="local"), TeacherSettings(model="m")
+        return await probe(InProcessSender(teacher), teacher=model, endpoint=endpoint, ask=asked)
+
+    asked = AskSettings(mode="mask", top_k=4)
+    card = asyncio.run(card_of(masked, asked))
+    assert card.vocabulary == masked.model.config.vocab_size and contradictions(card, asked) == []
+    asked = AskSettings(mode="classify", labels=("a", "b"))
+    card = asyncio.run(card_of(CallableTeacher(lambda texts, labels: [[1.0, 0.0]], name="f"), asked))
+    assert card.served_model == "f" and contradictions(card, asked) == []
+
+
+def test_a_folder_opens_by_its_mode(causal: CausalTeacher, masked: MaskedTeacher, tmp_path: Path) -> None:
+    for teacher, mode in ((causal, "generate"), (masked, "mask")):
+        endpoint = EndpointSettings(kind="local", served_model=teacher.tokenizer.name_or_path)
+        sender = local_sender(TeacherSettings(model="m"), endpoint, AskSettings(mode=mode))  # type: ignore[arg-type]
+        answer = asyncio.run(sender.send(Request("GET", "/about")))
+        assert json.loads(answer.body)["vocabulary"] == teacher.model.config.vocab_size
+    with pytest.raises(EndpointStopped, match="cannot be read as a transformers model"):
+        local_sender(TeacherSettings(model=str(tmp_path)), EndpointSettings(kind="local"), AskSettings())
+
+
+def test_without_torch_the_line_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "collectors.providers.local", None)
+    with pytest.raises(ProviderUnavailable, match=r"pip install 'potstill\[train\]'"):
+        local_sender(TeacherSettings(model="m"), EndpointSettings(kind="local"), AskSettings())

@@ -167,6 +167,7 @@ PLAIN = EndpointCard(kind="llamacpp", token_ids=True, prompt_token_ids=True, lar
     ("changes", "ask", "word"),
     [
         ({}, {"mode": "score"}, "ask.mode = 'score'"),
+        ({}, {"mode": "classify", "labels": ("a", "b")}, "ask.mode = 'classify'"),
         ({"token_ids": False}, {}, "teacher.tokenizer"),
         ({"context_length": 128}, {"max_tokens": 128}, "max_tokens = 128"),
         ({"adds_bos": True}, {"bos": "add"}, "double BOS"),
