@@ -35,7 +35,9 @@ class TeacherSettings(Settings):
 class EndpointSettings(Settings):
     """One place where the teacher answers. `embedded` and `local` have no address; all others need `base_url`.
 
-    `model_path`: another GGUF for `embedded`."""
+    `served_model`: the server's own name for the model; for `local` a folder of transformers.
+    `model_path`: another GGUF for `embedded`.
+    """
 
     kind: Kind
     base_url: str | None = None

@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from collectors.card import EndpointCard, contradictions, warnings
 from collectors.config import EndpointSettings, RunConfig
@@ -12,7 +13,7 @@ from collectors.errors import EndpointStopped, EndpointUnfit, Rejected, Transien
 from collectors.http import HttpSender, Sender
 from collectors.plan import TeacherTokens
 from collectors.probe import probe
-from collectors.providers import Provider, provider
+from collectors.providers import Provider, local_sender, provider
 from collectors.providers.embedded import EmbeddedServer, default_gguf
 from collectors.retry import attempts
 from collectors.tokenizer import Tokenizer, load_tokenizer
@@ -34,12 +35,15 @@ class OpenEndpoint:
 
 
 def tokenizer_of(config: RunConfig) -> Tokenizer | None:
-    """The teacher's tokenizer: the file that is named, or the embedded model's own; None when neither is known."""
+    """The teacher's tokenizer: the file that is named, or the model's own where it runs here; None when neither is known."""
     if config.teacher.tokenizer is not None:
         return load_tokenizer(config.teacher.tokenizer)
     first = config.pool[0]
     if first.kind == "embedded":
         return load_tokenizer(first.model_path or default_gguf())
+    if first.kind == "local":
+        beside = Path(first.served_model or config.teacher.model) / "tokenizer.json"
+        return load_tokenizer(beside) if beside.is_file() else None
     return None
 
 
@@ -78,8 +82,13 @@ def provider_for(config: RunConfig, card: EndpointCard | None, tokenizer: Tokeni
 async def open_endpoints(config: RunConfig, tokenizer: Tokenizer | None) -> AsyncIterator[list[OpenEndpoint]]:
     """All endpoints of the pool, probed. Raises EndpointStopped, EndpointUnfit, ProviderUnavailable."""
     async with AsyncExitStack() as stack:
-        opened = []
+        opened: list[OpenEndpoint] = []
         for settings in config.pool:
+            if settings.kind == "local":
+                local = await asyncio.to_thread(local_sender, config.teacher, settings, config.ask)
+                stack.push_async_callback(local.aclose)
+                opened.append(OpenEndpoint(local, settings, await _probed(local, config, settings, tokenizer)))
+                continue
             url = settings.base_url
             if settings.kind == "embedded":
                 server = EmbeddedServer(

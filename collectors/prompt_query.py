@@ -13,7 +13,7 @@ import pyarrow.dataset as pads
 
 from collectors.errors import PromptError
 from storage.query import sql
-from storage.sandbox import check_query, connect
+from storage.sandbox import check_query, connect, lock
 
 _MEMORY = "2GB"
 _BATCH = 1024
@@ -39,9 +39,9 @@ def query_prompts(path: Path, query: str | None) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
         return
     try:
-        connection = connect({"prompts": pads.dataset(path, format="parquet")}, [], _MEMORY)
-        with connection:
+        with connect(_MEMORY) as connection:
             check_query(connection, query or "SELECT * FROM prompts", {"prompts"})
+            lock(connection, {"prompts": pads.dataset(path, format="parquet")}, [])
             for batch in connection.sql(query or "SELECT * FROM prompts").to_arrow_reader(_BATCH):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
