@@ -1,0 +1,169 @@
+"""Bytes a token, KL error and decoding speed of our coding beside others, on real labels of a teacher.
+
+Speeds are thousand tokens per CPU second, single-threaded: from a Parquet file to a (tokens, k) array of ids and one of
+log-probabilities. Bytes are of these two alone (the file's compressed column chunks).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from benchmarks.distillkit_coding import BUDGET, RECOMMENDED, encode, with_k
+from storage.codec import list_values, log_tail, round_mantissa
+from storage.data_files import write_data_file
+from storage.distillkit import Coding, decode
+from storage.rows import rows_to_arrow
+from tests.storage.make_rows import Labels, make_row
+
+SEQUENCE = 512
+Arrays = tuple[NDArray[np.int32], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One line of the table of sizes."""
+
+    name: str
+    bytes_per_token: float
+    kl: float
+    thousand_tokens_per_cpu_second: float
+
+
+def measure(ids: NDArray[np.int32], logprobs: NDArray[np.float32], folder: Path) -> list[Measured]:
+    """All codings on (N, k) real labels."""
+    k = ids.shape[1]
+    codings: dict[str, Callable[[], tuple[Path, list[str], Callable[[], Arrays]]]] = {
+        "list of structs, pyarrow defaults": lambda: _structs(ids, logprobs, folder),
+        "float16, byte-stream-split": lambda: _float16(ids, logprobs, folder),
+        "DistillKit recommended": lambda: _distillkit(ids, logprobs, with_k(RECOMMENDED, k), folder),
+        "DistillKit budget": lambda: _distillkit(ids, logprobs, with_k(BUDGET, k), folder),
+        "potstill, lossless": lambda: _ours(ids, logprobs, 23, folder),
+        "potstill, 8 bits": lambda: _ours(ids, logprobs, 8, folder),
+        "**potstill, 7 bits (default)**": lambda: _ours(ids, logprobs, 7, folder),
+    }
+    lines = []
+    for name, make in codings.items():
+        path, columns, read = make()
+        read_ids, read_logprobs = read()
+        assert (read_ids == ids).all(), name
+        size, kl = _size(path, columns) / len(ids), _kl(logprobs, read_logprobs)
+        lines.append(Measured(name, size, kl, _speed(read, len(ids))))
+    return lines
+
+
+def all_numbers(ids: NDArray[np.int32], logprobs: NDArray[np.float32], folder: Path) -> float:
+    """Bytes a token of all numbers of a row: candidates, tail, realised token, its log-probability and rank."""
+    path = write_data_file(folder, _table(ids, logprobs, 7)).path
+    names = ["top_ids", "top_logprobs", "log_tail", "token_ids", "token_logprobs", "token_ranks"]
+    return _size(path, names) / len(ids)
+
+
+def _table(ids: NDArray[np.int32], logprobs: NDArray[np.float32], bits: int) -> pa.Table:
+    rows = []
+    for number in range(len(ids) // SEQUENCE):
+        part = slice(number * SEQUENCE, (number + 1) * SEQUENCE)
+        rank = np.minimum(np.random.default_rng(number).geometric(0.66, SEQUENCE), ids.shape[1]).astype(np.int32)
+        at = (np.arange(SEQUENCE), rank - 1)
+        top, logs = np.ascontiguousarray(ids[part]), np.ascontiguousarray(logprobs[part])
+        labels = Labels(top[at], logs[at], rank, top, logs, log_tail(logs.astype(np.float64)))
+        rows.append(make_row(number, labels=labels))
+    return rows_to_arrow(rows, mantissa_bits=bits)
+
+
+def _ours(ids: NDArray[np.int32], logprobs: NDArray[np.float32], bits: int, folder: Path) -> Any:
+    path = write_data_file(folder, _table(ids, logprobs, bits)).path
+    k = ids.shape[1]
+
+    def read() -> Arrays:
+        table = pq.read_table(path, columns=["top_ids", "top_logprobs"], use_threads=False, partitioning=None)
+        values = [list_values(table.column(name))[1].reshape(-1, k) for name in ("top_ids", "top_logprobs")]
+        return values[0], values[1]
+
+    return path, ["top_ids", "top_logprobs"], read
+
+
+def _structs(ids: NDArray[np.int32], logprobs: NDArray[np.float32], folder: Path) -> Any:
+    k, path = ids.shape[1], folder / "structs.parquet"
+    pairs = pa.StructArray.from_arrays([pa.array(ids.ravel()), pa.array(logprobs.ravel())], ["id", "logprob"])
+    offsets = np.arange(0, ids.size + 1, SEQUENCE * k, dtype=np.int32)
+    pq.write_table(pa.table({"top": pa.ListArray.from_arrays(offsets, pairs)}), path, compression="zstd")
+
+    def read() -> Arrays:
+        values = pq.read_table(path, use_threads=False).column("top").combine_chunks().values
+        return values.field("id").to_numpy().reshape(-1, k), values.field("logprob").to_numpy().reshape(-1, k)
+
+    return path, ["top"], read
+
+
+def _float16(ids: NDArray[np.int32], logprobs: NDArray[np.float32], folder: Path) -> Any:
+    k, path = ids.shape[1], folder / "float16.parquet"
+    offsets = np.arange(0, ids.size + 1, SEQUENCE * k, dtype=np.int32)
+    columns = {"ids": pa.array(ids.ravel()), "logprobs": pa.array(logprobs.ravel().astype(np.float16))}
+    table = pa.table({name: pa.ListArray.from_arrays(offsets, values) for name, values in columns.items()})
+    encodings = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in columns}
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, column_encoding=encodings)
+
+    def read() -> Arrays:
+        table = pq.read_table(path, use_threads=False)
+        found = [list_values(table.column(name))[1].reshape(-1, k) for name in columns]
+        return found[0], found[1].astype(np.float32)
+
+    return path, list(columns), read
+
+
+def _distillkit(ids: NDArray[np.int32], logprobs: NDArray[np.float32], coding: Coding, folder: Path) -> Any:
+    path = folder / f"distillkit-{coding.exact_k}.parquet"
+    packed, packed_ids = encode(logprobs, ids, coding)
+    columns = {"compressed_logprobs": packed, "bytepacked_indices": packed_ids}
+    arrays = {}
+    for name, values in columns.items():  # list<list<uint8>>, one inner list a position, as its writer makes them
+        inner = pa.ListArray.from_arrays(np.arange(0, values.size + 1, values.shape[1], dtype=np.int32), values.ravel())
+        arrays[name] = pa.ListArray.from_arrays(np.arange(0, len(values) + 1, SEQUENCE, dtype=np.int32), inner)
+    pq.write_table(pa.table(arrays), path, compression="zstd")
+
+    def read() -> Arrays:
+        table = pq.read_table(path, use_threads=False)
+        raw = [table.column(name).combine_chunks().values.values.to_numpy().reshape(len(ids), -1) for name in columns]
+        found, found_ids = decode(raw[0], raw[1], coding)
+        return found_ids, found
+
+    return path, list(columns), read
+
+
+def _size(path: Path, columns: list[str]) -> int:
+    metadata = pq.read_metadata(path)
+    chunks = [
+        metadata.row_group(g).column(c) for g in range(metadata.num_row_groups) for c in range(metadata.num_columns)
+    ]
+    return int(sum(c.total_compressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns))
+
+
+def _kl(true: NDArray[np.float32], stored: NDArray[np.float32]) -> float:
+    """Mean KL in nats of the top k and the tail as one bucket, the stored ones rescaled to the true tail's rest."""
+    p, q = np.exp(true.astype(np.float64)), np.exp(stored.astype(np.float64))
+    tail = 1 - p.sum(axis=1)
+    q *= ((1 - tail) / q.sum(axis=1))[:, None]
+    return float((p * np.log(p / q)).sum(axis=1).mean())
+
+
+def _speed(read: Callable[[], Arrays], tokens: int) -> float:
+    best = float("inf")
+    for _ in range(7):
+        started = time.process_time()
+        read()
+        best = min(best, time.process_time() - started)
+    return tokens / best / 1000
+
+
+def check_rounding(logprobs: NDArray[np.float32]) -> float:
+    """Largest relative error of a stored log-probability at the default: to be at most 2^−8."""
+    return float(np.abs(round_mantissa(logprobs, 7) / logprobs - 1).max())
