@@ -45,10 +45,10 @@ def main() -> None:
             counted = sum(file.rows for file in Table.open(path, version).files())
             assert counted == len(set(_keys(Table.open(path, version))))
         text = (
-            f"{date.today()}: {WRITERS} processes, {table.version:,} commits of up to {BATCH} rows, {kills} SIGKILLs at "
-            f"random instants, {seconds:.0f} s: {rows:,} rows asked, {rows:,} in the table, none twice, no acknowledged "
-            f"response lost or asked again; every 25th version and the {reads:,} reads made meanwhile saw whole commits "
-            "only.\n"
+            f"{date.today()}: {WRITERS} processes, {table.version:,} commits of up to {BATCH} rows, {kills} SIGKILLs\n"
+            f"at random instants, {seconds:.0f} s: {rows:,} rows asked, {rows:,} in the table, none twice, no\n"
+            f"acknowledged response lost or asked again; every 25th version and {reads:,} reads made meanwhile\n"
+            "saw whole commits.\n"
         )
     write_section("storage-kills", f"## The table under SIGKILL\n\n{text}")
     print(text)

@@ -1,4 +1,4 @@
-"""The table against a dictionary: appends by two writers, repeats, crashes, reads at any version."""
+"""The table against a dictionary: two writers, repeats, crashes, compactions, takedowns, reads at any version."""
 
 import shutil
 import tempfile
@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from storage import table as table_module
+from storage.compact import compact
 from storage.delta_log import DeltaLog
+from storage.selection import Selection
 from storage.table import Table
+from storage.takedown import takedown
 from tests.storage.make_rows import make_row
 
 WRITERS = st.sampled_from(["a", "b"])
@@ -91,6 +94,18 @@ class TableMachine(RuleBasedStateMachine):
         self.sequences[writer] += 1
         self.batches[writer, sequence] = numbers
         self.versions.setdefault(done.version, frozenset(self.keys))
+
+    @rule()
+    def compact(self):
+        version = compact(self.path).version
+        self.versions[version] = frozenset(self.keys)
+
+    @rule(number=st.integers(0, 25))
+    def take_down(self, number):
+        done = takedown(self.path, Selection(where=f"prompt_id = 'p{number:06}'"), reason="test")
+        assert done.rows == (number in self.keys)
+        self.keys.discard(number)
+        self.versions[done.version] = frozenset(self.keys)
 
     @invariant()
     def every_version_is_what_it_was(self):
