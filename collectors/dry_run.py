@@ -11,11 +11,10 @@ from collectors.budget import Spend, likely_case, worst_case
 from collectors.config import RunConfig
 from collectors.gate import judge
 from collectors.opening import teacher_tokens, tokenizer_of
-from collectors.plan import Plan
+from collectors.plan import Plan, rejected_keys
 from collectors.prompts import check_prompts, read_prompts
 from collectors.record import earlier_cards
 from policies.decision import Decision
-from storage.keys import KeySet
 from storage.table import Table
 
 
@@ -43,9 +42,7 @@ def estimate(config: RunConfig, *, limit: int | None = None) -> Estimate:
     if (config.table / "soft_labels").is_dir():
         table = Table.open(config.table)
         cards = earlier_cards(table, config)
-        rejects = KeySet()
-        rejects.add_columns([table.rejects.read().column("key")])
-        known = [table.keys(), rejects]
+        known = [table.keys(), rejected_keys(table)]
     # Without an earlier start the server's template is not known; nor is there anything in the table to compare with.
     plan = Plan(config, teacher_tokens(tokenizer_of(config), cards[-1] if cards else None), known)
     likely, worst = Spend(), Spend()

@@ -85,7 +85,7 @@ def _raw(
 class Keeper:
     """Journals, reads and commits what `keep` is given, until `close`.
 
-    committed: called after each commit with the counts so far; it runs in a thread and may write.
+    committed: called after each commit with the counts so far and its keys; it runs in a thread and may write.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Keeper:
         run_id: str,
         *,
         settled: Callable[[Received, Row | Reject], None],
-        committed: Callable[[Counts], None],
+        committed: Callable[[Counts, Sequence[str]], None],
     ) -> None:
         self.counts = Counts()
         self._journal = journal
@@ -197,7 +197,7 @@ class Keeper:
         self.counts.duplicates += written.duplicates
         self.counts.rejected += kept
         self.counts.tokens += sum(len(row.labels.token_ids) for row in rows if row.labels is not None)
-        self._committed(self.counts)
+        self._committed(self.counts, [one.key for one in batch])
         self._journal.release(sequence)
 
     def recover(self) -> list[tuple[RawResponse, Row | Reject]]:

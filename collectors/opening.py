@@ -35,7 +35,7 @@ class OpenEndpoint:
 
 
 def tokenizer_of(config: RunConfig) -> Tokenizer | None:
-    """The teacher's tokenizer: the file that is named, or the model's own where it runs here; None when neither is known."""
+    """The teacher's tokenizer: the file that is named, or the model's own where it runs here, or None."""
     if config.teacher.tokenizer is not None:
         return load_tokenizer(config.teacher.tokenizer)
     first = config.pool[0]

@@ -9,11 +9,15 @@ from itertools import islice
 import msgspec
 import pyarrow as pa
 
+from collectors.bookmark import Bookmark, Mark
+from collectors.bookmark import TeacherTokens as TeacherTokens
 from collectors.config import AskSettings, RunConfig
 from collectors.prompts import Prompt
 from storage.keys import KeySet
+from storage.query import sql
 from storage.rows import Message as Message
 from storage.rows import Sampling
+from storage.table import Table
 
 # Prompts that are looked up together: one search for a thousand keys costs little more than for one.
 _TOGETHER = 1024
@@ -48,14 +52,6 @@ class Item:
         parts = [self.prompt or "", self.completion or ""]
         parts += [message.role + message.content for message in self.messages or ()]
         return sum(len(part.encode()) for part in parts)
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherTokens:
-    """How the teacher turns text into tokens: hashes of its tokenizer file and of its chat template, None = unknown."""
-
-    tokenizer_sha256: str | None = None
-    template_sha256: str | None = None
 
 
 class _CanonicalSampling(msgspec.Struct):
@@ -102,13 +98,17 @@ def sampling(ask: AskSettings) -> Sampling:
 class Plan:
     """The items of a run, in the order of its prompts. After `items` is used up the counts say what was left out."""
 
-    def __init__(self, config: RunConfig, tokens: TeacherTokens, known: Iterable[KeySet] = ()) -> None:
+    def __init__(
+        self, config: RunConfig, tokens: TeacherTokens, known: Iterable[KeySet] = (), bookmark: Bookmark | None = None
+    ) -> None:
         self._ask = config.ask
         self._kind = config.pool[0].wire_kind
         self._teacher = config.teacher
         self._tokens = tokens
         self._known = tuple(known)
         self._seen = KeySet()
+        self._bookmark = bookmark
+        self._behind = Mark() if bookmark is None else bookmark.mark
         self._encoder = msgspec.json.Encoder()
         self._sampling = _CanonicalSampling(
             max_tokens=config.ask.max_tokens,
@@ -155,6 +155,7 @@ class Plan:
             ]
             column = pa.chunked_array([pa.array([key for key, _, _ in wanted], type=pa.string())])
             found = [keys.contains(column) for keys in self._known if len(keys)]
+            before = self._places(batch)
             for position, (key, prompt, index) in enumerate(wanted):
                 if any(bool(one[position]) for one in found):
                     self.already_known += 1
@@ -163,7 +164,19 @@ class Plan:
                 else:
                     self._seen.add((key,))
                     self.planned += 1
+                    if self._bookmark is not None and before:
+                        self._bookmark.planned(key, before[position // self._ask.samples])
                     yield self._item(key, prompt, index)
+            if self._bookmark is not None and before:
+                self._bookmark.reached(before[-1])
+
+    def _places(self, batch: list[Prompt]) -> list[Mark]:
+        """The place before each prompt of the batch, and the one behind the last; empty where there are no places."""
+        if self._bookmark is None or batch[0].after is None:
+            return []
+        marks = [prompt.after for prompt in batch if prompt.after is not None]
+        places, self._behind = [self._behind, *marks], marks[-1]
+        return places
 
     def _item(self, key: str, prompt: Prompt, sample_index: int) -> Item:
         return Item(
@@ -181,3 +194,11 @@ class Plan:
             reference=prompt.reference,
             domain=prompt.domain,
         )
+
+
+def rejected_keys(table: Table) -> KeySet:
+    """Keys of the rejects: what was paid for and refused once is not asked again."""
+    keys = KeySet()
+    if table.rejects.paths():
+        keys.add_columns([sql(table, "SELECT key FROM rejects").column("key")])
+    return keys

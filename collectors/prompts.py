@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from collectors.bookmark import Mark
 from collectors.config import PARQUET, PromptSettings
 from collectors.errors import PromptError
 from storage.rows import Message
@@ -38,7 +39,10 @@ class _Line(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One prompt: exactly one of `prompt`, `messages` and `prompt_token_ids` is given. `source` is file:line."""
+    """One prompt: exactly one of `prompt`, `messages` and `prompt_token_ids` is given. `source` is file:line.
+
+    `after` is the place behind its line, in a file of lines.
+    """
 
     id: str
     source: str
@@ -49,17 +53,18 @@ class Prompt:
     reference: str | None = None
     domain: str | None = None
     licence: str | None = None
+    after: Mark | None = None
 
 
 _LINE = msgspec.json.Decoder(_Line)
 _FIELDS = msgspec.json.Decoder(dict[str, Any])
 
 
-def read_prompts(settings: PromptSettings) -> Iterator[Prompt]:
-    """All prompts in the order of their source. Raises PromptError at the first that is broken."""
-    for source, found in _records(settings):
+def read_prompts(settings: PromptSettings, start: Mark | None = None) -> Iterator[Prompt]:
+    """All prompts in the order of their source, from `start` on. Raises PromptError at the first that is broken."""
+    for source, found, after in _records(settings, start):
         try:
-            yield _prompt(source, found, settings)
+            yield _prompt(source, found, settings, after)
         except _BrokenLine as error:
             raise PromptError(f"{source} is not a prompt: {error}.") from error
 
@@ -72,12 +77,12 @@ class PromptSummary:
     licences: tuple[str | None, ...]
 
 
-def check_prompts(settings: PromptSettings) -> PromptSummary:
-    """Read all prompts; raises PromptError that names the broken lines, the first ones with what is wrong."""
+def check_prompts(settings: PromptSettings, start: Mark | None = None) -> PromptSummary:
+    """Read all prompts from `start` on; raises PromptError that names the first broken lines with what is wrong."""
     count = 0
     licences: set[str | None] = set()
     broken: list[str] = []
-    for source, found in _records(settings):
+    for source, found, _ in _records(settings, start):
         try:
             licences.add(_prompt(source, found, settings).licence)
             count += 1
@@ -90,43 +95,47 @@ def check_prompts(settings: PromptSettings) -> PromptSummary:
             f"{len(broken):,} {noun} not a prompt, so nothing was asked: {'; '.join(broken[:_SHOWN_ERRORS])}{more}. "
             "Mend or remove what is broken and start again."
         )
-    if count == 0:
+    if count == 0 and start is None:
         raise PromptError(f'{settings.path} holds no prompts: give one JSON object a line, such as {{"prompt": "…"}}.')
-    return PromptSummary(count, tuple(sorted(licences, key=str)))
+    return PromptSummary(count, tuple(sorted(licences or {settings.licence}, key=str)))
 
 
 class _BrokenLine(Exception):
     """What is wrong with one line, without its place."""
 
 
-def _records(settings: PromptSettings) -> Iterator[tuple[str, bytes | dict[str, Any]]]:
+def _records(settings: PromptSettings, start: Mark | None) -> Iterator[tuple[str, bytes | dict[str, Any], Mark | None]]:
     path = settings.path
     if not path.exists():
         raise PromptError(f"The prompt file {path} does not exist: set prompts.path.")
     if settings.sql is not None or path.is_dir():
         return _found(path, settings.sql)
-    return _parquet(path) if path.suffix in PARQUET else _lines(path)
+    return _parquet(path) if path.suffix in PARQUET else _lines(path, start or Mark())
 
 
-def _found(path: Path, sql: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _found(path: Path, sql: str | None) -> Iterator[tuple[str, dict[str, Any], None]]:
     from collectors.prompt_query import query_prompts
 
     for number, line in enumerate(query_prompts(path, sql), start=1):
-        yield f"{path.name}#{number}", line
+        yield f"{path.name}#{number}", line, None
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+def _lines(path: Path, start: Mark) -> Iterator[tuple[str, bytes, Mark]]:
+    offset, prompts = start.offset, start.prompts
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            file.seek(offset)
+            for number, line in enumerate(file, start=start.lines + 1):
+                offset += len(line)
                 text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
                 if text:
-                    yield f"{path.name}:{number}", text
+                    prompts += 1
+                    yield f"{path.name}:{number}", text, Mark(offset, number, prompts)
     except OSError as error:
         raise PromptError(f"The prompt file {path} cannot be read: {error.strerror}.") from error
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any], None]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -136,12 +145,12 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for batch in file.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
                     number += 1
-                    yield f"{path.name}:{number}", record
+                    yield f"{path.name}:{number}", record, None
     except (pa.ArrowException, OSError) as error:
         raise PromptError(f"{path} is not a readable Parquet file: {error}.") from error
 
 
-def _prompt(source: str, found: bytes | dict[str, Any], settings: PromptSettings) -> Prompt:
+def _prompt(source: str, found: bytes | dict[str, Any], settings: PromptSettings, after: Mark | None = None) -> Prompt:
     line, fields = _decode(found, settings.template is not None)
     text = line.prompt if settings.template is None else _fill(settings.template, fields)
     messages = None if line.messages is None else tuple(Message(role=m.role, content=m.content) for m in line.messages)
@@ -165,6 +174,7 @@ def _prompt(source: str, found: bytes | dict[str, Any], settings: PromptSettings
         reference=line.reference,
         domain=line.domain,
         licence=line.licence or settings.licence,
+        after=after,
     )
 
 

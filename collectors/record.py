@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from collectors.bookmark import Bookmark
 from collectors.budget import Budget, Spend
 from collectors.card import EndpointCard, read_card
 from collectors.config import RunConfig
@@ -24,13 +25,21 @@ def earlier_cards(table: Table, config: RunConfig) -> list[EndpointCard]:
 class Chronicle:
     """The record of one run over all of its starts."""
 
-    def __init__(self, table: Table, config: RunConfig, decision: Decision) -> None:
+    def __init__(self, table: Table, config: RunConfig) -> None:
         self._table = table
         self._config = config
-        self._decision = decision
+        self.decision: Decision | None = None
+        self.bookmark: Bookmark | None = None
         self._before = next((run for run in table.runs() if run.run_id == config.run_id), None)
         self.cards = earlier_cards(table, config)
         self.planned = 0
+
+    @property
+    def place(self) -> str | None:
+        """How far the prompts were committed by the last record, unless rows were taken out of the table since."""
+        if self._before is None or sum(file.rows for file in self._table.files()) < self._before.committed:
+            return None
+        return self._before.prompts_digest
 
     @property
     def last_saved(self) -> datetime | None:
@@ -53,6 +62,8 @@ class Chronicle:
     def save(self, outcome: str, counts: Counts, budget: Budget, detail: str | None = None) -> None:
         """Put the record in place of the last one. While the run goes on, what is reserved counts as spent."""
         before, now = self._before, datetime.now(UTC)
+        assert self.decision is not None
+        place = (0, None) if self.bookmark is None else self.bookmark.text()
         spent = budget.spent + budget.reserved
         self._table.save_run(
             RunRecord(
@@ -61,8 +72,8 @@ class Chronicle:
                 updated_at=now,
                 outcome=outcome,
                 config=json.dumps(self._config.model_dump(mode="json"), sort_keys=True, ensure_ascii=False),
-                policy_bundle=self._decision.bundle,
-                decision=self._decision.digest,
+                policy_bundle=self.decision.bundle,
+                decision=self.decision.digest,
                 endpoint_cards=tuple(card.to_json().decode() for card in self.cards),
                 detail=detail,
                 planned=self.planned,
@@ -72,6 +83,8 @@ class Chronicle:
                 requests=spent.requests,
                 prompt_tokens=spent.prompt_tokens,
                 completion_tokens=spent.completion_tokens,
+                prompts_done=place[0],
+                prompts_digest=place[1],
                 cost_usd=None if self._config.price is None else spent.usd,
             )
         )

@@ -11,12 +11,13 @@ from contextlib import ExitStack, asynccontextmanager
 from itertools import islice
 
 from collectors.asking import Answer, Endpoint
+from collectors.bookmark import Bookmark, Mark, TeacherTokens, found_again
 from collectors.budget import Budget, Spend
 from collectors.card import EndpointCard
 from collectors.config import RunConfig
 from collectors.errors import BudgetSpent, EndpointStopped, Rejected
 from collectors.gate import clear, enforce, judge
-from collectors.keeping import Keeper, Received, received, rejected
+from collectors.keeping import Counts, Keeper, Received, received, rejected
 from collectors.labelling import Readers, provenance
 from collectors.opening import (
     OpenEndpoint,
@@ -27,7 +28,7 @@ from collectors.opening import (
     teacher_tokens,
     tokenizer_of,
 )
-from collectors.plan import Item, Plan
+from collectors.plan import Item, Plan, rejected_keys
 from collectors.progress import RunState, Silent, Watcher
 from collectors.prompts import PromptSummary, check_prompts, read_prompts
 from collectors.record import Chronicle
@@ -35,7 +36,6 @@ from collectors.report import RunReport
 from collectors.sending import Sending, Source
 from collectors.stopping import run_until_stopped
 from storage.journal import Journal
-from storage.keys import KeySet
 from storage.ledgers import Reject
 from storage.rows import Row
 from storage.table import Table
@@ -77,6 +77,8 @@ class _Run:
         self._stop = stop
         self._state = RunState()
         self._plan: Plan | None = None
+        self._start: Mark | None = None
+        self._tokens_before = TeacherTokens()
         self._sending: Sending | None = None
         self._began = time.monotonic()
 
@@ -87,17 +89,28 @@ class _Run:
             endpoint.api_key()  # a missing key is found before anything else is done
         with ExitStack() as stack:
             held = stack.enter_context(_hold(config)) if (config.table / "soft_labels").is_dir() else None
-            summary = await asyncio.to_thread(check_prompts, config.prompts)
+            self._tokenizer = await asyncio.to_thread(tokenizer_of, config)
+            if held is not None:
+                self._start = await asyncio.to_thread(self._place)
+            summary = await asyncio.to_thread(check_prompts, config.prompts, self._start)
             decision = judge(config, summary.licences)
             enforce(decision)
             self._table = await asyncio.to_thread(Table.open_or_create, config.table)
             self._journal = stack.enter_context(_hold(config)) if held is None else held
             self._clearance = clear(config, self._table, decision)
-            self._chronicle = Chronicle(self._table, config, decision)
+            self._chronicle = Chronicle(self._table, config)
+            self._chronicle.decision = decision
             self._budget = Budget(config.budget, self._chronicle.spent)
             self._spent_before = self._budget.spent
-            self._tokenizer = await asyncio.to_thread(tokenizer_of, config)
             return await self._go_on(summary)
+
+    def _place(self) -> Mark | None:
+        """Where an earlier start had come to in the prompt file."""
+        chronicle = Chronicle(Table.open(self._config.table), self._config)
+        if not chronicle.cards:
+            return None
+        self._tokens_before = teacher_tokens(self._tokenizer, chronicle.cards[-1])
+        return found_again(self._config.prompts.path, self._tokens_before, chronicle.place)
 
     async def _go_on(self, summary: PromptSummary) -> RunReport:
         config, chronicle = self._config, self._chronicle
@@ -108,9 +121,13 @@ class _Run:
             self._readers,
             config.run_id,
             settled=self._settled,
-            committed=lambda counts: chronicle.save("running", counts, self._budget),
+            committed=self._committed,
         )
-        chronicle.planned = summary.prompts * config.ask.samples
+        self._new_prompts = summary.prompts
+        if self._start is not None:
+            chronicle.bookmark = Bookmark(config.prompts.path, self._tokens_before, self._start)
+        old = 0 if self._start is None else self._start.prompts
+        chronicle.planned = (old + summary.prompts) * config.ask.samples
         self._state.planned = chronicle.planned if self._limit is None else min(self._limit, chronicle.planned)
         await asyncio.to_thread(self._recover)
         if chronicle.cards and not await asyncio.to_thread(self._something_to_ask, chronicle.cards[-1]):
@@ -123,6 +140,11 @@ class _Run:
             await self._send_and_keep()
         return await asyncio.to_thread(self._end)
 
+    def _committed(self, counts: Counts, keys: Sequence[str]) -> None:
+        if self._chronicle.bookmark is not None:
+            self._chronicle.bookmark.committed(keys)
+        self._chronicle.save("running", counts, self._budget)
+
     def _recover(self) -> None:
         """Rows of what an earlier start received; what it spent on them after it last saved its record counts too."""
         saved = self._chronicle.last_saved
@@ -133,14 +155,20 @@ class _Run:
             self._watcher.say(f"{count:,} rows from what an earlier start had received")
 
     def _plan_for(self, card: EndpointCard) -> Plan:
+        tokens = teacher_tokens(self._tokenizer, card)
+        if self._config.prompts.path.is_file():
+            self._chronicle.bookmark = Bookmark(self._config.prompts.path, tokens, self._start)
         # A table of its own: the keys of the one that is written to change while the plan is read.
         table = Table.open(self._config.table)
-        rejects = KeySet()
-        rejects.add_columns([table.rejects.read().column("key")])
-        return Plan(self._config, teacher_tokens(self._tokenizer, card), (table.keys(), rejects))
+        known = (table.keys(), rejected_keys(table))
+        return Plan(self._config, tokens, known, self._chronicle.bookmark)
 
     def _something_to_ask(self, card: EndpointCard) -> bool:
-        return next(self._plan_for(card).items(read_prompts(self._config.prompts)), None) is not None
+        if self._start is not None and self._new_prompts == 0:
+            self._plan = None
+            return False
+        self._plan = self._plan_for(card)
+        return next(self._plan.items(read_prompts(self._config.prompts, self._start)), None) is not None
 
     def _prepare(self, opened: Sequence[OpenEndpoint]) -> None:
         config, card = self._config, opened[0].card
@@ -154,8 +182,10 @@ class _Run:
             clearance=self._clearance,
         )
         self._chronicle.save("running", self._keeper.counts, self._budget)
+        if self._start is not None and self._shared.tokens != self._tokens_before:
+            self._start = None  # the teacher's tokens are others than those that the place was kept for
         self._plan = self._plan_for(card)
-        items = islice(self._plan.items(read_prompts(config.prompts)), self._limit)
+        items = islice(self._plan.items(read_prompts(config.prompts, self._start)), self._limit)
         self._sending = Sending(
             [self._endpoint(one) for one in opened],
             Source(items),
@@ -223,7 +253,8 @@ class _Run:
         state.usd = self._budget.spent.usd - self._spent_before.usd
         if self._plan is not None:
             state.duplicates += self._plan.duplicates
-            state.done_before = self._plan.already_known if self._limit is None else 0
+            old = 0 if self._start is None else self._start.prompts * self._config.ask.samples
+            state.done_before = old + self._plan.already_known if self._limit is None else 0
         return state
 
     def _end(self) -> RunReport:
