@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -122,6 +122,14 @@ class DeltaLog:
         """Version → the note that its commit carries, of those that carry one."""
         found = {version: line["commitInfo"].get(NOTE) for version, line in self._lines() if "commitInfo" in line}
         return {version: note for version, note in found.items() if note is not None}
+
+    def versions(self) -> Iterator[tuple[int, datetime, str]]:
+        """Number, time and operation of each commit: our note's, or create or append."""
+        for version, line in self._lines():
+            if "commitInfo" in line:
+                info = line["commitInfo"]
+                operation = info.get(NOTE, {}).get("operation") or ("append" if version else "create")
+                yield version, datetime.fromtimestamp(info["timestamp"] / 1000, UTC), operation
 
     def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for entry in sorted((self.root / "_delta_log").glob("[0-9]*[0-9].json")):

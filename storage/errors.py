@@ -136,6 +136,10 @@ def _named(error: Exception, path: Path | str) -> StorageError:
         return NotWritable(
             f"{path} is, or lies under, a file: choose a path for the table that is a folder or does not exist."
         )
+    if "Unsupported minimum" in text:
+        return SchemaTooNew(
+            f"{path} was written by a newer Delta Lake ({_first_line(text)}): upgrade potstill to read it."
+        )
     if code == errno.ENOENT or _says(text, "No such file", "not found"):
         return TableDamaged(
             f"A file is missing at {path}: `potstill verify` names what is damaged ({_first_line(text)})."

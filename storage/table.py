@@ -63,6 +63,15 @@ class DataFile:
     last: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a table: when it was made, and by what (create, append, compact, takedown, purge)."""
+
+    number: int
+    at: datetime
+    operation: str
+
+
 class Table(Records):
     """A soft-label table on disk. Opened at a version it stays there and is not written."""
 
@@ -247,6 +256,11 @@ class Table(Records):
         with mapped(self.path):
             logged = self.log.files(self._opened())
         return [_data_file(file) for file in sorted(logged, key=lambda file: file.relative)]
+
+    def versions(self) -> list[Version]:
+        """All versions so far, oldest first."""
+        with mapped(self.path):
+            return [Version(number, at, what) for number, at, what in self.log.versions()]
 
     def sql(self, query: str, *, seconds: float = 600.0, memory_mb: int = 2048) -> pa.Table:
         """Run one SELECT over this version; see storage.query.sql."""

@@ -46,6 +46,12 @@ def test_earlier_versions_stay_readable_and_writers_go_on(table):
     assert table.append(make_rows(50, 6), writer="w", sequence=4).written == 0
 
 
+def test_versions_say_what_made_them(table):
+    compact(table.path, purge=True)
+    assert [v.operation for v in table.versions()] == ["create", *["append"] * 5, "compact", "purge"]
+    assert [v.number for v in table.versions()] == list(range(8))
+
+
 def test_files_near_the_target_are_left_alone(table):
     sizes = sorted(file.size for file in table.files())
     assert compact(table.path, target_bytes=sizes[0] * 2).files_after == 10

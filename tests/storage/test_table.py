@@ -212,6 +212,27 @@ def test_a_path_out_of_the_table_is_refused(table):
         Table.open(table.path).files()
 
 
+FUTURE = '{"protocol":{"minReaderVersion":99,"minWriterVersion":99}}'
+
+
+@pytest.mark.parametrize(("line", "error"), [(FUTURE, SchemaTooNew), ("{not json", TableDamaged)])
+def test_a_log_entry_that_cannot_be_read_is_named(table, line, error):
+    table.append(make_rows(0, 1), writer="w", sequence=0)
+    (table.path / "soft_labels" / "_delta_log" / f"{2:020}.json").write_text(line)
+    with pytest.raises(error, match="soft_labels"):
+        Table.open(table.path)
+    assert keys_at(table.path, 1) == [make_row(0).key], "what was committed stays readable"
+
+
+def test_a_folder_of_the_table_that_links_out_of_it_is_refused(table, tmp_path):
+    table.append(make_rows(0, 1), writer="w", sequence=0)
+    group = table.files()[0].path.parent
+    group.rename(tmp_path / "elsewhere")
+    group.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(TableDamaged, match="a link out of the table"):
+        table.files()
+
+
 def test_a_full_disk_loses_nothing(table, monkeypatch):
     """Real: a tmpfs of 3 MB. It is filled up to some bytes, so that data file, log entry or record fails."""
     script = """
