@@ -55,8 +55,8 @@ class Comparison:
 
     @property
     def same_teacher(self) -> bool:
-        """Whether both hold the same teacher, as far as the canaries can tell; never on the word of no position."""
-        return self.positions > 0 and self.top_1_agreement >= TOP_1_AGREEMENT and self.divergence <= DIVERGENCE_NATS
+        """Whether both hold the same teacher, as far as canaries can tell; never where nothing could be compared."""
+        return self.top_1_agreement >= TOP_1_AGREEMENT and self.divergence <= DIVERGENCE_NATS
 
 
 async def sing(

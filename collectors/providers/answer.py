@@ -97,5 +97,4 @@ def first_target(item: Item, ids: Sequence[int]) -> tuple[int, tuple[str, ...]]:
     if prompt is None:
         raise ValueError("read() needs the item that prepared() completed")
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False)))
-    first = max(1, common)
-    return first, () if first == len(prompt) else ("boundary_inside_token",)
+    return max(1, common), () if common == len(prompt) else ("boundary_inside_token",)

@@ -69,6 +69,11 @@ def test_ids_that_only_one_names_fall_into_the_bucket() -> None:
     assert divergence(labels([(1, 1.0)]), labels([(2, 1.0)]), 0) == pytest.approx(0.0, abs=1e-7)
 
 
+def test_candidates_that_both_miss_are_no_candidates() -> None:
+    one, two = labels([(1, 0.5), (-1, 0.0)]), labels([(1, 0.25), (-1, 0.0)])
+    assert divergence(one, two, 0) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(0.5 / 0.75), rel=1e-5)
+
+
 def test_nothing_compared_is_no_proof() -> None:
     for one, two in (([None], [A]), ([A], [None]), ([], [])):
         found = compare(one, two)

@@ -59,6 +59,19 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> CausalTeacher:
 
 
 @pytest.fixture(scope="module")
+def absolute(tmp_path_factory: pytest.TempPathFactory) -> CausalTeacher:
+    """A model that counts positions from the left end, where padding would shift them."""
+    folder = tmp_path_factory.mktemp("absolute")
+    vocabulary = len(_tokenizer(folder))
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3, initializer_range=0.6
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    return CausalTeacher(folder)
+
+
+@pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> MaskedTeacher:
     folder = tmp_path_factory.mktemp("masked")
     vocabulary = len(_tokenizer(folder))
@@ -138,10 +151,12 @@ def test_a_completion_is_scored_behind_its_prompt(causal: CausalTeacher, made: M
     assert isinstance(nothing, str) and "no_targets" in nothing
 
 
+@pytest.mark.parametrize("name", ["causal", "absolute"])
 def test_generated_labels_are_those_of_scoring_the_same_tokens(
-    causal: CausalTeacher, made: Make, item: NewItem
+    request: pytest.FixtureRequest, made: Make, item: NewItem, name: str
 ) -> None:
     """Different lengths in one batch, so padding, positions and the cache must all be right."""
+    causal: CausalTeacher = request.getfixturevalue(name)
     items = [item(prompt=text, seed=i, max_tokens=9) for i, text in enumerate(TEXTS)]
     found = ask(causal, made("local", top_k=5), *items)
     for asked, reading in zip(items, found, strict=True):

@@ -126,6 +126,10 @@ def test_a_completion_is_scored_behind_its_prompt(exchange: Exchange, made: Make
     merged = one.prepared(asked, json.dumps({"tokens": [*ids[:20], 5]}).encode())
     found = read(one, merged, recorded["body"])
     assert found.prompt_token_ids == tuple(ids[:20]) and found.flags == ("boundary_inside_token",)
+    swallowed = one.prepared(asked, b'{"tokens": [5]}')
+    found = read(one, swallowed, recorded["body"])
+    assert found.prompt_token_ids == (ids[0],)  # the first token never has a context
+    assert found.flags == ("boundary_inside_token",)
 
 
 def test_a_completion_is_scored_as_the_assistants_turn(made: Make, item: NewItem) -> None:
