@@ -29,6 +29,7 @@ from collectors.opening import (
     tokenizer_of,
 )
 from collectors.plan import Item, Plan, rejected_keys
+from collectors.pool import Canaries
 from collectors.progress import RunState, Silent, Watcher
 from collectors.prompts import PromptSummary, check_prompts, read_prompts
 from collectors.record import Chronicle
@@ -136,14 +137,26 @@ class _Run:
         async with self._ticking(), open_endpoints(config, self._tokenizer) as opened:
             for line in [line for one in opened for line in check_fit(config, one.card)]:
                 self._watcher.say(f"note: {line}")
-            await asyncio.to_thread(self._prepare, opened)
-            await self._send_and_keep()
+            canaries = Canaries(config, self._tokenizer)
+            alike = await canaries.alike(opened, self._watcher.say)
+            await asyncio.to_thread(self._prepare, alike)
+            watching = asyncio.create_task(canaries.watch(alike, self._changed))
+            try:
+                await self._send_and_keep()
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
         return await asyncio.to_thread(self._end)
 
     def _committed(self, counts: Counts, keys: Sequence[str]) -> None:
         if self._chronicle.bookmark is not None:
             self._chronicle.bookmark.committed(keys)
         self._chronicle.save("running", counts, self._budget)
+
+    def _changed(self, place: int, reason: EndpointStopped) -> None:
+        assert self._sending is not None
+        self._watcher.say(str(reason))
+        self._sending.retire(self._sending.endpoints[place], reason, self._stop)
 
     def _recover(self) -> None:
         """Rows of what an earlier start received; what it spent on them after it last saved its record counts too."""

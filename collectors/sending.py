@@ -66,7 +66,7 @@ class Sending:
         self.unanswered = 0
         self.last_trouble: Transient | None = None
         self.ended_by: BudgetSpent | EndpointStopped | None = None
-        self._endpoints = endpoints
+        self.endpoints = endpoints
         self._alive = list(endpoints)
         self._source = source
         self._answered = answered
@@ -106,7 +106,7 @@ class Sending:
         loop = asyncio.get_running_loop()
         end = loop.time() + DRAIN_SECONDS
         while running:
-            on_the_wire = set[object]().union(*(endpoint.exchanging for endpoint in self._endpoints))
+            on_the_wire = set[object]().union(*(endpoint.exchanging for endpoint in self.endpoints))
             for worker in running:
                 if worker not in self._keeping and (worker not in on_the_wire or loop.time() >= end):
                     worker.cancel()
@@ -132,11 +132,12 @@ class Sending:
                 stop.set()
             except EndpointStopped as error:
                 self._source.put_back(item)
-                self._retire(endpoint, error, stop)
+                self.retire(endpoint, error, stop)
             else:
                 await self._keep(self._answered(answer))
 
-    def _retire(self, endpoint: Endpoint, error: EndpointStopped, stop: asyncio.Event) -> None:
+    def retire(self, endpoint: Endpoint, error: EndpointStopped, stop: asyncio.Event) -> None:
+        """Ask nothing more of an endpoint; without another one the sending ends."""
         if endpoint in self._alive:
             self._alive.remove(endpoint)
             endpoint.limit.close(error)

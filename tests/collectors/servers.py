@@ -178,6 +178,9 @@ class TeacherServer:
             self.in_flight -= 1
 
     async def _misbehave(self, fault: str, request: web.Request, ask: Ask) -> web.StreamResponse:
+        if fault == "other-model":
+            self.answered[(ask.prompt, ask.body["seed"])] += 1
+            return web.json_response(completion({**ask.body, "seed": ask.body["seed"] + 1}, self.tokens))
         good = completion(ask.body, self.tokens)
         text = json.dumps(good).encode()
         assert request.transport is not None
