@@ -34,7 +34,7 @@ class Canaries:
         self._reference = songs[votes.index(max(votes))]
         if max(votes) * 2 <= len(songs):
             raise EndpointUnfit(
-                "The endpoints of the pool answer the canary prompts differently, and no majority of them agrees: serve "
+                "The endpoints of the pool answer the canary prompts differently, and no majority agrees: serve "
                 "the same weights, quantisation and settings at each."
             )
         kept = []
