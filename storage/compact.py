@@ -6,6 +6,7 @@ they would write is safe in their journals), readers do not.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from storage.data_files import write_data_file
 from storage.delta_log import DeltaLog, LoggedFile, NewFile, statistics
-from storage.errors import mapped
+from storage.errors import TableDamaged, mapped
 from storage.schema import table_metadata
 from storage.table import Table, count_tokens
 
@@ -84,8 +85,12 @@ def _joined(table: Table, files: Sequence[LoggedFile]) -> NewFile:
 
 
 def read_rows(file: LoggedFile, log: DeltaLog) -> pa.Table:
-    """All rows of a file. Raises TableDamaged."""
+    """All rows of a file whose bytes are those of its name. Raises TableDamaged: what is rewritten gets a new name."""
     with mapped(file.path):
+        with file.path.open("rb") as source:
+            digest = hashlib.file_digest(source, "sha256").hexdigest()
+        if digest != file.path.stem.split("t-")[-1]:
+            raise TableDamaged(f"{file.path} was altered since it was written: `potstill verify` names all such files.")
         return pq.read_table(file.path, partitioning=None, schema=log.schema)
 
 

@@ -77,7 +77,10 @@ def dataset(files: list[Path], schema: pa.Schema) -> pa.Table | pads.Dataset:
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise TableDamaged(f"The data file {missing} is missing: `potstill verify` names what is damaged.")
-    form = pads.ParquetFileFormat(read_options=pads.ParquetReadOptions(dictionary_columns=REPEATED))
+    form = pads.ParquetFileFormat(
+        read_options=pads.ParquetReadOptions(dictionary_columns=REPEATED),
+        default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True),
+    )
     return pads.dataset([str(file) for file in files], format=form)
 
 
@@ -134,6 +137,8 @@ def _named(error: Exception, seconds: float | None) -> QueryFailed | QueryTimeou
         return QueryTimeout(f"The query was stopped after {seconds:g} s: filter more, or give it more time.")
     if "Out of Memory" in text or "failed to allocate" in text:
         return QueryFailed("The query needs more memory than it may use: filter more, or select fewer columns.")
-    if "arquet" in text and ("page" in text or "footer" in text or "corrupt" in text.lower() or "CRC" in text):
+    if any(
+        sign in text for sign in ("CRC checksum", "arquet magic bytes", "arquet file", "Couldn't deserialize thrift")
+    ):
         return TableDamaged(f"A data file cannot be read ({text.splitlines()[0][:200]}): run `potstill verify`.")
     return QueryFailed(f"The query failed: {text}")

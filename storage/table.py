@@ -295,7 +295,8 @@ def count_tokens(table: pa.Table) -> int:
 
 def _key_column(file: LoggedFile) -> pa.ChunkedArray:
     with mapped(file.path):
-        return pq.read_table(file.path, columns=["key"], partitioning=None).column("key")
+        table = pq.read_table(file.path, columns=["key"], partitioning=None, page_checksum_verification=True)
+        return table.column("key")
 
 
 def _data_file(file: LoggedFile) -> DataFile:

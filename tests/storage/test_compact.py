@@ -2,7 +2,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.compact import compact
-from storage.errors import DiskFull, VersionNotFound
+from storage.errors import DiskFull, TableDamaged, VersionNotFound
 from storage.query import sql
 from storage.rows import rows_from_arrow
 from storage.table import Table
@@ -68,6 +68,16 @@ def test_purged_bytes_are_gone_and_their_versions_say_why(table):
         sql(table.path, "SELECT 1", version=3)
     assert len(stored_keys(table.path, None)) == 35
     assert compact(table.path, purge=True).purged_files == 0
+
+
+def test_damaged_bytes_are_not_given_a_new_name(table):
+    path = table.files()[0].path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(TableDamaged, match="was altered since it was written"):
+        compact(table.path)
+    assert Table.open(table.path).version == 5
 
 
 def test_a_failed_compaction_changes_nothing(table, monkeypatch):

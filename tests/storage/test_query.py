@@ -2,6 +2,7 @@ import time
 from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from storage.codec import entropy
@@ -220,6 +221,23 @@ def test_a_hungry_query_fails_and_the_process_lives(table):
     with pytest.raises(QueryFailed, match="larger than 64 MB"):
         sql(table.path, "SELECT range FROM range(100000000)", memory_mb=64)
     assert one(table, "SELECT 1") == (1,)
+
+
+def test_a_flipped_bit_gives_no_wrong_number(tmp_path):
+    table = Table.create(tmp_path / "t")
+    table.append(make_rows(0, 3), writer="w", sequence=0)
+    path = table.files()[0].path
+    chunk = next(c for c in columns(path) if c.path_in_schema == "top_logprobs.list.element")
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset + chunk.total_compressed_size - 4] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(TableDamaged, match="CRC"):
+        sql(table.path, "SELECT sum(probability) FROM candidates")
+
+
+def columns(path):
+    group = pq.read_metadata(path).row_group(0)
+    return [group.column(n) for n in range(group.num_columns)]
 
 
 def test_a_damaged_table_is_named(tmp_path):
