@@ -70,16 +70,24 @@ class Server:
         message = {"content": "t", "text": "t"}
         usage = {"prompt_tokens": 3, "completion_tokens": len(content)}
         text = (body.get("prompt") or "") if body.get("echo") and self.habits.get("echoes") else "t"
-        choice = {"message": message, "text": text, "logprobs": {"content": content}, "finish_reason": "length"}
+        prompt_ids = self.habits.get("prompt_ids")
+        choice = {
+            "prompt_token_ids": prompt_ids,
+            "message": message,
+            "text": text,
+            "logprobs": {"content": content},
+            "finish_reason": "length",
+        }
         return {"choices": [choice], "usage": usage, "id": "x", "model": "m"}
 
     def _response(self, status: int, body: dict[str, Any]) -> Response:
         return Response(status=status, headers={}, body=json.dumps(body).encode(), seconds=0.0)
 
 
-def card_of(server: Callable[[Request], Response], **ask: Any) -> EndpointCard:
-    endpoint = EndpointSettings(kind="openai", base_url="http://127.0.0.1:1")
-    return asyncio.run(probe(FakeSender(server), teacher=TEACHER, endpoint=endpoint, ask=AskSettings(**ask)))
+def card_of(server: Callable[[Request], Response], tokenizer: Tokenizer | None = None, **ask: Any) -> EndpointCard:
+    endpoint, asked = EndpointSettings(kind="openai", base_url="http://127.0.0.1:1"), AskSettings(**ask)
+    sender = FakeSender(server)
+    return asyncio.run(probe(sender, teacher=TEACHER, endpoint=endpoint, ask=asked, tokenizer=tokenizer))
 
 
 def test_the_real_embedded_teacher(teacher_server: EmbeddedServer, teacher_tokenizer: Tokenizer) -> None:
@@ -143,6 +151,13 @@ def test_a_strict_server_gets_the_standards_fields_only() -> None:
 def test_a_server_of_chat_alone_is_asked_by_chat() -> None:
     card = card_of(Server(chat_only=True))
     assert card.token_ids and card.unknown_fields == "ignored" and card.adds_bos is None and card.echo is None
+
+
+def test_bos_is_seen_in_the_prompts_ids() -> None:
+    rule = Tokenizer(data=b"", vocabulary=40, bos_token_id=2, eos_token_id=1, adds_bos=True, template_sha256=None)
+    with_bos, without = (card_of(Server(prompt_ids=ids), tokenizer=rule) for ids in ([2, 5], [5, 2]))
+    assert with_bos.adds_bos is True and without.adds_bos is False
+    assert warnings(with_bos) == [] and "does not add BOS" in warnings(without)[0]
 
 
 def test_habits_that_spoil_rows_are_seen() -> None:

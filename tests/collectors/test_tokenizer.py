@@ -82,13 +82,13 @@ def test_bytes_of_a_byte_level_gguf(tmp_path: Path) -> None:
     path = gguf(
         tmp_path / "b.gguf",
         tokenizer__ggml__model="gpt2",
-        tokenizer__ggml__tokens=["Ġa", "Ċ", "ðŁ", "<end>", "日"],
+        tokenizer__ggml__tokens=["Ġa", "Ċ", "ðŁ", "<Ġend>", "日"],
         tokenizer__ggml__token_type=[1, 1, 1, 3, 4],
         tokenizer__ggml__merges=["Ġ a"],
         tokenizer__chat_template="{{x}}",
     )
     found = load_tokenizer(path)
-    assert found.token_bytes == (b" a", b"\n", b"\xf0\x9f", b"<end>", "日".encode())
+    assert found.token_bytes == (b" a", b"\n", b"\xf0\x9f", "<Ġend>".encode(), "日".encode())
     assert json.loads(found.data)["merges"] == ["Ġ a"] and found.adds_bos is None
     assert found.template_sha256 == hashlib.sha256(b"{{x}}").hexdigest()
 
