@@ -105,15 +105,17 @@ class Keeper:
         self._run_id = run_id
         self._settled = settled
         self._committed = committed
-        self._queue: asyncio.Queue[Received | None] = asyncio.Queue(_QUEUE)
+        self._queue: asyncio.Queue[tuple[Received, asyncio.Future[None]] | None] = asyncio.Queue(_QUEUE)
         self._batch: list[Row | Reject] = []
         self._values = 0
         self._commit: asyncio.Task[None] | None = None
         self._sequence = max([table.committed_sequence(run_id), *journal.batches(), -1]) + 1
 
     async def keep(self, one: Received) -> None:
-        """Hand a response over; waits while the disk is behind."""
-        await self._queue.put(one)
+        """Hand a response over and wait until it is durable: who asks on before that has more to lose than it knows."""
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._queue.put((one, durable))
+        await durable
 
     async def close(self) -> None:
         """No more is coming: `work` ends when all is committed."""
@@ -141,8 +143,8 @@ class Keeper:
             if self._commit is not None:
                 await asyncio.gather(self._commit, return_exceptions=True)
 
-    async def _next_group(self, seconds: float) -> tuple[list[Received], bool]:
-        group: list[Received] = []
+    async def _next_group(self, seconds: float) -> tuple[list[tuple[Received, asyncio.Future[None]]], bool]:
+        group: list[tuple[Received, asyncio.Future[None]]] = []
         try:
             async with asyncio.timeout(max(0.0, seconds)):
                 first = await self._queue.get()
@@ -158,15 +160,19 @@ class Keeper:
             group.append(more)
         return group, True
 
-    async def _take(self, group: list[Received]) -> None:
-        outcomes = await asyncio.to_thread(self._record_and_label, [one.raw for one in group])
-        for one, outcome in zip(group, outcomes, strict=True):
+    async def _take(self, group: list[tuple[Received, asyncio.Future[None]]]) -> None:
+        raws = [one.raw for one, _ in group]
+        await asyncio.to_thread(self._journal.record, raws)
+        for _, durable in group:
+            if not durable.done():  # its worker may have been cancelled meanwhile
+                durable.set_result(None)
+        outcomes = await asyncio.to_thread(self._label, raws)
+        for (one, _), outcome in zip(group, outcomes, strict=True):
             self._settled(one, outcome)
         self._batch += outcomes
         self._values += sum(map(_values, outcomes))
 
-    def _record_and_label(self, raws: Sequence[RawResponse]) -> list[Row | Reject]:
-        self._journal.record(raws)
+    def _label(self, raws: Sequence[RawResponse]) -> list[Row | Reject]:
         return [label(raw, self._readers, self._run_id) for raw in raws]
 
     def _full(self) -> bool:
@@ -213,7 +219,7 @@ class Keeper:
         return fates
 
     def _recover(self, raws: list[RawResponse], sequence: int) -> list[tuple[RawResponse, Row | Reject]]:
-        outcomes = [label(raw, self._readers, self._run_id) for raw in raws]
+        outcomes = self._label(raws)
         self._write(outcomes, sequence)
         return list(zip(raws, outcomes, strict=True))
 

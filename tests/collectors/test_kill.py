@@ -134,7 +134,7 @@ def test_a_second_signal_ends_at_once_and_what_was_received_is_kept(tmp_path: Pa
 
 
 def test_the_same_run_started_twice_exits_75_within_a_second_and_names_the_holder(tmp_path: Path) -> None:
-    with TeacherServer(latency=0.2) as server:
+    with TeacherServer(latency=1.0) as server:
         run = write_run(tmp_path, server.url, prompts=PROMPTS, concurrency=4)
         first = start(run)
         wait_for(lambda: sum(answers_to_prompts(server).values()) > 3)
