@@ -78,7 +78,7 @@ def evaluate(
         obligations=_merged(obligation for part in judged.values() for obligation in part.obligations),
         missing_facts=_missing(reasons),
         per_teacher={label: _verdict(part) for label, part in judged.items()},
-        drop=smallest_drop(shares) if len(shares) > 1 else None,
+        drop=smallest_drop(shares),
         bundle=bundle.id,
         bundle_digest=bundle.digest,
         facts=facts,
@@ -112,7 +112,7 @@ def _judge_teacher(
     binding = bind(group[0].teacher, bundle, day)
     for material in group:
         reasons += [_of_problem(material, problem) for problem in binding.problems]
-        bound, notes = _in_time(material, binding, bundle, day)
+        bound, notes = _in_time(material, binding, bundle)
         reasons += notes
         terms |= {item.document.name for item in bound}
         for item in bound:
@@ -168,7 +168,7 @@ def _of_problem(material: Material, problem: Problem) -> Reason:
     )
 
 
-def _in_time(material: Material, binding: Binding, bundle: Bundle, day: date) -> tuple[tuple[Bound, ...], list[Reason]]:
+def _in_time(material: Material, binding: Binding, bundle: Bundle) -> tuple[tuple[Bound, ...], list[Reason]]:
     """The versions to judge by: those of now, and those that were in force when the rows were made.
 
     A licence that came with weights keeps its text: there the version that the rows recorded stands alone.
