@@ -4,10 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs bench bench-storage bench-collect bench-seeds clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "potstill needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -30,8 +30,17 @@ check: $(READY) ## ruff, mypy strict, import-linter
 docs: $(READY) ## write docs/commands/ from the commands' own --help
 	@$(BIN)/python docs/commands.py
 
-bench: $(READY) ## measure, and write benchmarks/RESULTS.md
-	@$(BIN)/python benchmarks/run.py
+bench: bench-storage bench-collect bench-seeds ## measure everything into benchmarks/RESULTS.md (an hour)
+
+bench-storage: $(READY) ## the table: size, speed, SIGKILLs
+	@$(BIN)/python -m benchmarks.storage_figures
+	@$(BIN)/python -m benchmarks.storage_kills
+
+bench-collect: $(READY) ## the whole path of a collection beside a plain client
+	@$(BIN)/python -m benchmarks.collect
+
+bench-seeds: $(READY) ## soft against hard labels on the table that `make demo` left, three seeds
+	@$(BIN)/python -m benchmarks.seeds
 
 clean: ## remove the virtual environment, caches and what the demo made
 	rm -rf .venv build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

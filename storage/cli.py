@@ -20,7 +20,12 @@ _TABLE = click.argument("table", type=click.Path(path_type=Path))
 @_TABLE
 @click.argument("query")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "parquet"]),
+    default="table",
+    show_default=True,
+    help="How to write the result.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file; needed for parquet.")
 @click.option("--version", type=int, help="Query this version of the table instead of the newest.")
@@ -183,7 +188,9 @@ def takedown(
 
 @click.command()
 @_TABLE
-@click.option("--to", "layout", type=click.Choice(["hf", "jsonl"]), default="hf", show_default=True)
+@click.option(
+    "--to", "layout", type=click.Choice(["hf", "jsonl"]), default="hf", show_default=True, help="Layout of the export."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--use", "use_path", type=click.Path(path_type=Path), help="What it is for; by default publishing it.")
 @click.option("--version", type=int, help="Export this version of the table instead of the newest.")

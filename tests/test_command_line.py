@@ -115,11 +115,10 @@ def test_init_writes_a_project_that_the_rooms_can_read_and_leaves_files_alone(tm
     assert (tmp_path / "use.toml").read_text() == "# mine\n"
     (tmp_path / "use.toml").unlink()
     assert run("init", str(tmp_path)).returncode == 0
+    from collectors.config import RunConfig
     from policies.settings import read_toml
     from policies.use import Use
     from trainer.config import TrainConfig
-
-    from collectors.config import RunConfig
 
     read_toml(tmp_path / "run.toml", RunConfig)
     read_toml(tmp_path / "use.toml", Use)

@@ -161,7 +161,7 @@ def test_every_row_says_where_it_comes_from_and_the_views_agree(tmp_path: Path, 
     assert row["first_id"] == 2, "Gemma's llama.cpp begins a prompt with BOS"
     assert sql(table, "SELECT count(*) AS n FROM tokens")["n"].to_pylist() == [row["tokens"]]
     assert sql(table, "SELECT count(*) AS n FROM candidates")["n"].to_pylist() == [row["candidates"]]
-    (decision,) = {d for d in sql(table, "SELECT decision FROM soft_labels")["decision"].to_pylist()}
+    (decision,) = set(sql(table, "SELECT decision FROM soft_labels")["decision"].to_pylist())
     assert Table.open(table).decision(decision).verdict in ("allow", "conditional")
     (alignment,) = sql(
         table, "SELECT max(abs(token_logprobs[1] - top_logprobs[1])) AS gap FROM soft_labels WHERE token_ranks[1] = 1"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def last_checkpoint(out: Path) -> tuple[Path, TrainingState] | None:
         raise ResumeRefused(
             f"{folder / STATE_FILE} is damaged; remove {folder} to resume from the one before."
         ) from error
+
+
+def remove_checkpoints(out: Path) -> int:
+    """Takes away what earlier trainings left to resume from, so that a resume never mixes two; → how many."""
+    stale = [path.parent for path in out.glob(f"checkpoint-*/{STATE_FILE}")]
+    for folder in stale:
+        shutil.rmtree(folder)
+    return len(stale)
 
 
 def check_resume(state: TrainingState, folder: Path, *, table: Path, config: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+# OpenMP's threads wait for each other spinning, which on a busy machine more than doubles the time of a step; torch
+# reads this when it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Show = Callable[[int, int, dict[str, float]], None]
 

@@ -6,18 +6,23 @@ The table version is pinned at the start and kept by every checkpoint, so a tabl
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from policies.decision import Decision
 from storage.table import Table
 from trainer.align import AlignmentProof, prove_alignment
 from trainer.card import write_card
-from trainer.checkpoint import ResumeRefused, TrainingState, check_resume, last_checkpoint
+from trainer.checkpoint import ResumeRefused, TrainingState, check_resume, last_checkpoint, remove_checkpoints
 from trainer.config import DataSettings, TrainConfig
+from trainer.errors import TrainError
 from trainer.forward import DistilledStudent
 from trainer.gate import gate
 from trainer.invariance import check_splits
@@ -29,6 +34,7 @@ from trainer.student import Student, create_student, save_student
 from trainer.vocabulary import COUNT_COLUMNS
 
 Tell = Callable[[str], None]
+LEAST_FREE = 1_000_000
 RECORD_FILE = "training.json"
 """The training record in the student's folder; the table keeps the same one."""
 
@@ -90,12 +96,15 @@ def train(
         provenance=provenance,
         callbacks=[Progress(progress)],
     )
+    if not found and (removed := remove_checkpoints(config.out)):
+        tell(f"removed {removed} checkpoints of an earlier training in {config.out}")
     if found:
         stream.load_state_dict(found[1].stream)
         tell(f"resuming at step {found[1].step} from {found[0].name}")
-    trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
-    record = _record(config, table, decision, student, proof, trainer, time.monotonic() - started)
-    return _finish(config, table, decision, student, record, trainer)
+    with _written_to(config.out):
+        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+        record = _record(config, table, decision, student, proof, trainer, time.monotonic() - started)
+        return _finish(config, table, decision, student, record, trainer)
 
 
 def check(config: TrainConfig, *, tell: Tell = lambda line: None) -> dict[str, float]:
@@ -157,6 +166,19 @@ def prove(config: TrainConfig, table: Table, student: Student) -> AlignmentProof
         tokenizer=f"{digest} ({'the same ids' if student.vocabulary.id_map is None else f'mapped, {mapping}'})",
         templates=table_templates(table),
     )
+
+
+@contextmanager
+def _written_to(out: Path) -> Iterator[None]:
+    """Errors of writing as one sentence; a full disk also shows as a RuntimeError of torch's writer."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainError(f"{error.filename or out} cannot be written: {error.strerror or error}.") from error
+    except (SafetensorError, RuntimeError) as error:
+        if shutil.disk_usage(out).free > LEAST_FREE and not isinstance(error, SafetensorError):
+            raise
+        raise TrainError(f"{out} cannot be written: {error}. Free some space, then go on with --resume.") from error
 
 
 def _checkpoint(config: TrainConfig, resume: bool) -> tuple[Path, TrainingState] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 100,
     "save_total_limit": 2,
     "report_to": "none",
+    "logging_nan_inf_filter": False,
 }
 """What `[training]` means where it is silent; the rest are transformers' own defaults."""
 FROM_SCRATCH = {"learning_rate": 2e-3}
@@ -59,6 +61,10 @@ class TrainingSettingsRefused(TrainError):
     """`[training]` names something that transformers.TrainingArguments does not have, or that is not its to say."""
 
     exit_code = 2
+
+
+class LossNotFinite(TrainError):
+    """The training has diverged."""
 
 
 def training_arguments(settings: dict[str, Any], *, out: Path, seed: int, from_scratch: bool) -> TrainingArguments:
@@ -143,6 +149,11 @@ class DistillationTrainer(Trainer):
         """Adds what distillation is judged by since the last log."""
         if self._parts:
             sums = {name: float(value) for name, value in self._parts.items()}
+            if not math.isfinite(logs.get("loss", 0.0)):
+                raise LossNotFinite(
+                    f"The loss is no longer finite at step {self.state.global_step}; lower learning_rate in "
+                    "[training], or go on from an earlier checkpoint with --resume."
+                )
             logs |= diagnostics(sums)
             now, waited = time.monotonic(), self.stream.wait_seconds
             seconds = max(now - self._logged_at[0], 1e-9)

@@ -75,8 +75,7 @@ class EmbeddedServer:
     """A llama.cpp server that ends with this process, however this process ends. Use as a context manager.
 
     gguf: the model, None = the default one. context_length: tokens for each of `slots` parallel answers.
-    threads: None = all cores of this process but one, which its own work needs: llama.cpp's threads wait for each other
-    spinning, and without a core for each an answer takes ten times longer. start_seconds: how long loading may take.
+    threads: None = one for each core. start_seconds: how long loading may take.
     After entering, `base_url` is its address. Raises ProviderUnavailable or EndpointStopped.
     """
 
@@ -100,7 +99,7 @@ class EmbeddedServer:
             "name": self.gguf.stem,
             "context_length": context_length,
             "slots": slots,
-            "threads": threads or max(1, _cores() - 1),
+            "threads": threads or _cores(),
         }
         self._start_seconds = start_seconds
         self._child: subprocess.Popen[bytes] | None = None
@@ -148,6 +147,8 @@ class EmbeddedServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                # OpenMP's threads wait for each other spinning: on a busy machine that made answers ten times slower
+                env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ,
             )
         assert self._child.stdin is not None and self._child.stdout is not None
         self._child.stdin.write(json.dumps(self._settings).encode() + b"\n")

@@ -80,9 +80,7 @@ def test_unknown_training_arguments_are_named_with_the_nearest() -> None:
     assert "output_dir: is set by potstill; use out" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"max_steps": 0}, {"lr_scheduler_type": "zigzag"}, {"optim": "nothing-known"}]
-)
+@pytest.mark.parametrize("settings", [{"max_steps": 0}, {"lr_scheduler_type": "zigzag"}, {"optim": "nothing-known"}])
 def test_values_that_transformers_refuses_are_told(settings: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(TrainingSettingsRefused, match=r"\[training\]"):
         training_arguments(dict(settings), out=tmp_path, seed=0, from_scratch=True)

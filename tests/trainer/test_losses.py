@@ -264,7 +264,7 @@ def test_a_rare_token_still_pulls_on_a_student_that_calls_it_impossible() -> Non
 
 
 def test_a_tail_lost_in_rounding_is_not_called_impossible() -> None:
-    """r = 0 after rounding counts as 1e-7: the reverse KL of a student with 0.1 % there is 0.001 · log(0.001 / 1e-7)."""
+    """r = 0 after rounding counts as 1e-7: a student with 0.1 % there has reverse KL 0.001 · log(0.001 / 1e-7)."""
     targets = truncated(torch.randn(1, V), 1, torch.tensor([0]))
     targets.top_ids_NK[:], targets.top_logprobs_NK[:], targets.log_tail_N[:] = 0, 0.0, -torch.inf
     student_NV = torch.full((1, V), math.log(0.001 / (V - 1)))
