@@ -89,22 +89,27 @@ def train(
     for line in proof.lines():
         tell(line)
     provenance = TrainingState(str(config.table), table.version, decision.digest, config.digest, 0, {})
-    trainer = DistillationTrainer(
-        DistilledStudent(student.model, objective),
-        arguments,
-        stream,
-        provenance=provenance,
-        callbacks=[Progress(progress)],
-    )
-    if not found and (removed := remove_checkpoints(config.out)):
-        tell(f"removed {removed} checkpoints of an earlier training in {config.out}")
-    if found:
-        stream.load_state_dict(found[1].stream)
-        tell(f"resuming at step {found[1].step} from {found[0].name}")
     with _written_to(config.out):
-        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+        trainer = DistillationTrainer(
+            DistilledStudent(student.model, objective),
+            arguments,
+            stream,
+            provenance=provenance,
+            callbacks=[Progress(progress)],
+        )
+        _run(trainer, found, tell)
         record = _record(config, table, decision, student, proof, trainer, time.monotonic() - started)
         return _finish(config, table, decision, student, record, trainer)
+
+
+def _run(trainer: DistillationTrainer, found: tuple[Path, TrainingState] | None, tell: Tell) -> None:
+    """All steps, from the checkpoint that was found or from the first."""
+    if found:
+        trainer.stream.load_state_dict(found[1].stream)
+        tell(f"resuming at step {found[1].step} from {found[0].name}")
+    elif trainer.args.should_save and (removed := remove_checkpoints(trainer.out)):
+        tell(f"removed {removed} checkpoints of an earlier training in {trainer.out}")
+    trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
 
 
 def check(config: TrainConfig, *, tell: Tell = lambda line: None) -> dict[str, float]:

@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "report_to": "none",
     "logging_nan_inf_filter": False,
+    "ddp_find_unused_parameters": False,
 }
 """What `[training]` means where it is silent; the rest are transformers' own defaults."""
 FROM_SCRATCH = {"learning_rate": 2e-3}

@@ -81,6 +81,7 @@ def create_student(
 
     Raises StudentRefused (or TokenizerError) when the student does not fit the table.
     """
+    _no_bars()
     definition = read_tokenizer(tokenizer)
     folder = settings.teacher or settings.from_
     if isinstance(folder, Path):
@@ -90,6 +91,11 @@ def create_student(
         raise StudentRefused(f"[student] eos_token {settings.eos_token!r} is not a token of the teacher's tokenizer.")
     vocabulary = _vocabulary(settings, definition, batches)
     return Student(_from_config(settings, vocabulary.definition, sequence_length, seed), vocabulary, "config")
+
+
+def _no_bars() -> None:
+    """transformers draws bars of its own on stderr, one for each model that is read or written."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _vocabulary(
@@ -174,7 +180,7 @@ def load_student(folder: Path) -> Any:
 
     Raises StudentRefused.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    _no_bars()
     try:
         return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
@@ -184,7 +190,7 @@ def load_student(folder: Path) -> Any:
 def save_student(model: Any, vocabulary: Vocabulary, folder: Path) -> None:
     """Writes safetensors, configuration and tokenizer, as plain AutoModelForCausalLM and AutoTokenizer load them."""
     folder.mkdir(parents=True, exist_ok=True)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    _no_bars()
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     config = merged.config
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -1,6 +1,9 @@
 """Real trainings of a tiny student: gate, record, card, resume, and the loss's normaliser."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,10 @@ from storage.table import Table
 from tests.trainer.synthetic import REFUSED, MarkovTeacher, training_folder
 from trainer.checkpoint import ResumeRefused, last_checkpoint
 from trainer.config import read_config
+from trainer.errors import TrainError
 from trainer.fit import Training, train
 from trainer.gate import TrainingNeedsReview, TrainingRefused
-from trainer.loop import TrainingSettingsRefused
+from trainer.loop import LossNotFinite, TrainingSettingsRefused
 
 torch.set_num_threads(1)
 
@@ -180,3 +184,57 @@ def test_a_tracker_that_is_not_installed_is_told(tmp_path: Path) -> None:
     MarkovTeacher().table(tmp_path / "table", 20)
     with pytest.raises(TrainingSettingsRefused, match="transformers"):
         train(read_config(training_folder(tmp_path, settings='report_to = "no-such-tracker"')))
+
+
+def test_two_ranks_train_as_one(tmp_path: Path) -> None:
+    """Four sequences on each of two ranks are the eight of one: the same weights, up to the order of sums."""
+    results = []
+    for name, size in {"one": 8, "two": 4}.items():
+        MarkovTeacher().table(tmp_path / name / "table", 40)
+        path = training_folder(tmp_path / name, steps=10)
+        text = path.read_text(encoding="utf-8").replace("batch_size = 8", f"batch_size = {size}")
+        path.write_text(text, encoding="utf-8")
+        if name == "one":
+            train(read_config(path))
+        else:
+            _train_on_two_ranks(path)
+        results.append(load_file(tmp_path / name / "student" / "model.safetensors"))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def _train_on_two_ranks(settings: Path) -> None:
+    script = settings.parent / "train_once.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom trainer.config import read_config\nfrom trainer.fit import train\n"
+        "train(read_config(Path(sys.argv[1])))\n",
+        encoding="utf-8",
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, str(script), str(settings)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_diverged_loss_stops_the_training(tmp_path: Path) -> None:
+    MarkovTeacher().table(tmp_path / "table", 20)
+    path = training_folder(tmp_path, settings="optim = 'sgd'\nmax_grad_norm = 0.0\nwarmup_steps = 0")
+    path.write_text(path.read_text(encoding="utf-8").replace("5e-3", "1e12"), encoding="utf-8")
+    with pytest.raises(LossNotFinite, match="learning_rate"):
+        train(read_config(path))
+
+
+def test_a_new_training_leaves_no_older_checkpoint_to_resume(tmp_path: Path) -> None:
+    MarkovTeacher().table(tmp_path / "table", 20)
+    train(read_config(training_folder(tmp_path, steps=40)))
+    lines: list[str] = []
+    train(read_config(training_folder(tmp_path, steps=20)), tell=lines.append)
+    assert [folder.name for folder in (tmp_path / "student").glob("checkpoint-*")] == ["checkpoint-20"]
+    assert any("removed 2 checkpoints" in line for line in lines)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    MarkovTeacher().table(tmp_path / "table", 20)
+    (tmp_path / "student").write_text("a file", encoding="utf-8")
+    with pytest.raises(TrainError, match=r"student.* cannot be written"):
+        train(read_config(training_folder(tmp_path, steps=20)))
