@@ -31,7 +31,7 @@ def card(record: dict[str, Any], decision: Decision) -> str:
         "\n".join([*head, "---"]),
         f"# {name}",
         f"A student of {', '.join(teachers)}, trained on its stored soft labels; written by `potstill train`.",
-        "## What it is owed\n\n" + _obligations(decision),
+        "## What is owed\n\n" + _obligations(decision),
         "## What it was made of\n\n" + _materials(record),
         "## How\n\n" + _how(record),
     ]

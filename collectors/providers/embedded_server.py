@@ -46,8 +46,8 @@ def main() -> None:
             server = xllamacpp.Server(params)
         except RuntimeError as error:
             sys.exit(str(error))
+        _die_with_parent(0)  # it follows the thread that started us, which may end once it has our address
         to_parent.write(server.listening_address + "\n")
-    _die_with_parent(0)  # it follows the thread that started us, which may end while the run goes on
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
             pass
