@@ -217,7 +217,7 @@ def test_an_endless_query_ends_within_its_time(table, query):
 def test_an_endless_and_hungry_query_ends_within_its_time(table):
     """Whichever limit it meets first: on a loaded machine its intermediate rows may fill the memory before."""
     started = time.monotonic()
-    with pytest.raises((QueryTimeout, QueryFailed), match="stopped after 2 s|more memory than it may use"):
+    with pytest.raises((QueryTimeout, QueryFailed), match=r"stopped after 2 s|more memory than it may use"):
         sql(
             table.path,
             "SELECT a.range, b.range FROM range(1000000) a, range(1000000) b WHERE a.range + b.range < 0",
