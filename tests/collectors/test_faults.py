@@ -129,7 +129,7 @@ def test_a_row_that_kills_the_engine_is_set_aside_after_two_deaths(tmp_path: Pat
 
 
 def test_a_row_that_the_engine_always_fails_on_does_not_stop_the_others(tmp_path: Path) -> None:
-    with TeacherServer(lambda ask: "http-500" if number(ask) == 7 else None) as server:
+    with TeacherServer(lambda ask: "http-500" if number(ask) == 7 else None, latency=0.02) as server:
         config, _ = collected(tmp_path, server)
     (reject,) = rejects(config)
     assert (reject["prompt_id"], reject["reason"], reject["status"]) == ("p7", "poison", 500)
