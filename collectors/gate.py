@@ -32,7 +32,10 @@ def judge(config: RunConfig, licences: Sequence[str | None]) -> Decision:
     """The stricter of the decisions on collecting and on the run's own use, for prompts under these licences."""
     bundle = load_bundle()
     teacher = config.licensed_teacher
-    materials = [Material(teacher=teacher, signal=signal(config), prompt_licence=licence) for licence in licences]
+    materials = [
+        Material(teacher=teacher, signal=signal(config), prompt_licence=licence or "NOASSERTION")
+        for licence in licences
+    ]
     uses = [Use.collect_only()] if config.use is None else [Use.collect_only(), config.use]
     decisions = [evaluate(materials, use, bundle=bundle) for use in uses]
     return max(decisions, key=lambda decision: VERDICTS.index(decision.verdict))

@@ -55,12 +55,12 @@ def show(*arguments: str) -> list[str]:
     return [str(POTSTILL), *arguments]
 
 
-def type_command(*arguments: str, expect: int = 0) -> None:
+def type_command(*arguments: str, expect: tuple[int, ...] = (0,)) -> None:
     """Type a command, let its output be seen, and insist on its exit code."""
     code = subprocess.run(show(*arguments), cwd=FOLDER).returncode
-    check(code == expect, f"`potstill {arguments[0]}` ended with exit {code}, not {expect}")
-    if expect:
-        say(f"(exit {expect})")
+    check(code in expect, f"`potstill {arguments[0]}` ended with exit {code}, not {' or '.join(map(str, expect))}")
+    if code:
+        say(f"(exit {code})")
     say()
 
 
@@ -128,9 +128,13 @@ def step_collect(prompts: int) -> None:
     step(2, f"Collect {prompts} answers with their top-20 log-probabilities", "The run is stopped once in the middle.")
     collect_and_stop(after_rows=prompts // 4)
     say("The same command resumes: nothing is asked twice.")
-    type_command("collect", "run.toml")
+    # 4: llama.cpp gives no log-probabilities for a token that ends inside a character: such an answer is a reject
+    type_command("collect", "run.toml", expect=(0, 4))
+    (rejects,) = query("SELECT count(*) AS n FROM rejects")
+    check(rejects["n"] <= prompts // 20, f"{rejects['n']} answers of {prompts} could not become rows")
     (row,) = query("SELECT count(*) AS n, count(DISTINCT key) AS keys, sum(len(token_ids)) AS tokens FROM soft_labels")
-    check(row["n"] == row["keys"] == prompts, f"{row['n']} rows with {row['keys']} keys for {prompts} prompts")
+    kept = row["n"] + rejects["n"]
+    check(row["n"] == row["keys"] and kept == prompts, f"{row['n']} rows, {row['keys']} keys, {rejects['n']} rejects")
     (asked,) = query("SELECT sum(requests) AS n FROM runs")
     check(asked["n"] == prompts, f"{asked['n']} requests for {prompts} prompts")
     (tokens,) = query("SELECT count(*) AS n FROM tokens")
@@ -177,7 +181,7 @@ def step_audit() -> None:
         "May this table train a student to be given away under Apache-2.0?",
         "No: Gemma's terms make it a derivative.",
     )
-    type_command("audit", "soft_labels", "--use", "use-refused.toml", expect=3)
+    type_command("audit", "soft_labels", "--use", "use-refused.toml", expect=(3,))
     step(5, "And under the teacher's own terms?", "Yes, under conditions: what is then owed, and when.")
     type_command("audit", "soft_labels", "--use", "use-allowed.toml")
 
