@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,22 +27,23 @@ COLUMNS = ["prompt_token_ids", "token_ids", "token_logprobs", "top_ids", "top_lo
 
 @dataclass(frozen=True, slots=True)
 class ListColumn:
-    """One list column of a row group: the values of row i are values[offsets[i] : offsets[i + 1]]."""
+    """One list column of a row group: the values of row i are values[starts[i] : ends[i]]."""
 
-    offsets: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
     values: NDArray[Any]
 
     def row(self, i: int) -> NDArray[Any]:
         """A view."""
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
+        return self.values[self.starts[i] : self.ends[i]]
 
 
 Labels = dict[int, dict[str, ListColumn]]
 """Decoded row groups of a window, by block number; a damaged block is absent."""
 
 
-def read_blocks(index: RowIndex, blocks: Sequence[int], columns: Sequence[str]) -> Labels:
-    """Decode some columns of some row groups.
+def read_blocks(index: RowIndex, blocks: Sequence[int], columns: Sequence[str], temperature: float = 1.0) -> Labels:
+    """Decode some columns of some row groups; of `tail_sums` those at `temperature`.
 
     Raises RowGroupLost when more of the table is unreadable than was allowed.
     """
@@ -54,8 +56,20 @@ def read_blocks(index: RowIndex, blocks: Sequence[int], columns: Sequence[str]) 
         except READ_ERRORS as error:
             index.damage.add(str(block), int(index.first_row[number + 1] - index.first_row[number]), error)
         else:
-            labels[number] = {name: ListColumn(*list_values(table.column(name))) for name in columns}
+            labels[number] = {name: _list_column(table.column(name), name, temperature) for name in columns}
     return labels
+
+
+def _list_column(column: pa.ChunkedArray, name: str, temperature: float) -> ListColumn:
+    if name != "tail_sums":
+        offsets, values = list_values(column)
+        return ListColumn(offsets[:-1], offsets[1:], values)
+    rows = column.combine_chunks()
+    sums_of_row, (offsets, values) = rows.offsets.to_numpy(), list_values(rows.values.field("log_sums"))
+    at_temperature = np.flatnonzero(rows.values.field("temperature").to_numpy() == np.float32(temperature))
+    position = np.searchsorted(at_temperature, sums_of_row[:-1])
+    chosen = np.append(at_temperature, 0)[position]  # a row without one is not in the index, or has no candidates
+    return ListColumn(offsets[chosen], offsets[chosen + 1], values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,7 @@ class Assembler:
             such a realised token is no target.
         unknown_id: the student's id for an input token that it does not have; without one such a token is refused.
         source_weights: what a loss token counts for by its row's prompt_source; 1 for sources not named.
+        temperature: other than 1, batches have `tail_sum`, and candidates that fall into the tail are added to it.
         width: positions of every sequence; None: as many as the longest of the global batch takes.
     """
 
@@ -75,6 +90,14 @@ class Assembler:
     unknown_id: int | None
     source_weights: Mapping[str, float]
     width: int | None
+    temperature: float = 1.0
+
+    def read(self, blocks: Sequence[int]) -> Labels:
+        """Decode what batches need of some row groups."""
+        index, warm = self.index, self.temperature != 1
+        optional = {"target_positions": index.masked.any(), "top_weights": index.sampled.any(), "tail_sums": warm}
+        columns = COLUMNS + [name for name, needed in optional.items() if needed]
+        return read_blocks(index, blocks, columns, self.temperature)
 
     def batch(self, packs: Sequence[tuple[tuple[int, ...], Labels]], share: slice) -> dict[str, Tensor]:
         """The tensors of one rank's share of a global batch; their width and K depend on the global batch alone.
@@ -89,6 +112,10 @@ class Assembler:
         placed = [place for place in _places(index, mine) if place.columns is not None]
         out = _empty_batch(len(mine), width, int(sum(index.loss_tokens[place.row] for place in placed)), k)
         first = 0
+        if index.sampled.any():
+            out["top_weights"] = np.zeros_like(out["top_logprobs"])
+        if self.temperature != 1:
+            out["tail_sum"] = np.zeros_like(out["log_tail"])
         for place in placed:
             first = _fill(out, index, place, first)
         weight_of = np.array([self.source_weights.get(source, 1.0) for source in index.sources], dtype=np.float32)
@@ -107,9 +134,9 @@ class Assembler:
                 known = (ids >= 0) & (ids < len(self.id_map))
                 out[name] = np.where(known, self.id_map[np.where(known, ids, 0)], -1)
             lost_NK &= out["top_ids"] < 0
-            lost_N = np.where(lost_NK, np.exp(out["top_logprobs"], dtype=np.float64), 0).sum(1)
-            with np.errstate(divide="ignore"):
-                out["log_tail"] = np.logaddexp(out["log_tail"], np.log(lost_N)).astype(np.float32)
+            out["log_tail"] = _with_lost(out["log_tail"], out["top_logprobs"], lost_NK)
+            if self.temperature != 1:
+                out["tail_sum"] = _with_lost(out["tail_sum"], out["top_logprobs"] / self.temperature, lost_NK)
             out["top_logprobs"][lost_NK] = -np.inf
         unknown_BS = (out["input_ids"] < 0) & (out["document_ids"] > 0)
         if unknown_BS.any():
@@ -139,6 +166,13 @@ def _places(index: RowIndex, packs: Sequence[tuple[tuple[int, ...], Labels]]) ->
         for document, (row, block) in enumerate(zip(rows, blocks.tolist(), strict=True), 1):
             yield _Place(row, sequence, slot, document, labels.get(block))
             slot += int(index.slots[row])
+
+
+def _with_lost(log_sum_N: NDArray[Any], log_terms_NK: NDArray[Any], lost_NK: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """log(exp(log_sum) + Σ exp of the terms that are lost), in double."""
+    lost_N = np.where(lost_NK, np.exp(log_terms_NK, dtype=np.float64), 0).sum(1)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.logaddexp(log_sum_N, np.log(lost_N)), dtype=np.float32)
 
 
 def _empty_batch(sequences: int, width: int, count: int, k: int) -> dict[str, NDArray[Any]]:
@@ -182,4 +216,8 @@ def _fill(out: dict[str, NDArray[Any]], index: RowIndex, place: _Place, first: i
     if k:
         for name in ("top_ids", "top_logprobs"):
             out[name][targets, :k] = columns[name].row(i).reshape(-1, k)[labels]
+        if index.sampled[row]:
+            out["top_weights"][targets, :k] = columns["top_weights"].row(i).reshape(-1, k)[labels]
+        if "tail_sum" in out:
+            out["tail_sum"][targets] = columns["tail_sums"].row(i)[labels]
     return first + count

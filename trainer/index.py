@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from trainer.errors import RowGroupLost
 from trainer.order import in_holdout
 
-SMALL_COLUMNS = ["prompt_id", "mode", "k", "logprob_space", "prompt_source", "sampling"]
+SMALL_COLUMNS = ["prompt_id", "mode", "k", "logprob_space", "estimator", "prompt_source", "sampling"]
 READ_ERRORS = (OSError, pa.ArrowException)
 INDEX_TYPES: dict[str, Any] = {
     "row_in_block": np.int64,
@@ -32,6 +32,7 @@ INDEX_TYPES: dict[str, Any] = {
     "k": np.int64,
     "masked": bool,
     "from_teacher": bool,
+    "sampled": bool,
     "source": object,
 }
 LENGTH_COLUMNS = ["prompt_token_ids", "token_ids", "target_positions"]
@@ -76,6 +77,8 @@ class RowIndex:
     """The row has target positions: its targets are read where they stand, not one before."""
     from_teacher: NDArray[np.bool_]
     """Its tokens were drawn from the labelled distribution itself: generated at T = 1, nothing cut off."""
+    sampled: NDArray[np.bool_]
+    """Its candidates were drawn with replacement, and have weights."""
     source: NDArray[np.int64]
     """Which of `sources`."""
     sources: tuple[str, ...]
@@ -95,21 +98,25 @@ def build_index(
     holdout: float,
     held_out: bool,
     left_out_keys: Set[str] = frozenset(),
+    temperature: float = 1.0,
     quarantine: float = 0.0,
 ) -> RowIndex:
     """Index the usable rows of `files` on one side of the holdout.
 
     A row longer than `sequence_length` keeps what fits of its completion; one whose prompt alone is longer is left out.
+    At a `temperature` other than 1, rows with candidates need tail sums stored for it.
     Raises RowGroupLost when more than the share `quarantine` of all rows is unreadable.
     """
     blocks: list[Block] = []
     parts: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
     damage = Damage(sum(file.rows for file in files), quarantine)
+    columns = SMALL_COLUMNS + LENGTH_COLUMNS + (["key"] if left_out_keys else [])
+    columns += ["tail_sums.list.element.temperature"] if temperature != 1 else []
     for file in files:
-        for block, table in _small_tables(file, bool(left_out_keys), damage):
+        for block, table in _small_tables(file, columns, damage):
             values = _row_values(table, sequence_length)
-            reason = _reasons(table, values, sequence_length, left_out_keys)
+            reason = _reasons(table, values, sequence_length, left_out_keys, temperature)
             left_out.update(text for text in reason.tolist() if text)
             usable = (reason == "") & (in_holdout(table.column("prompt_id").to_pylist(), holdout) == held_out)
             parts.append({name: column[usable] for name, column in values.items()})
@@ -145,8 +152,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def _small_tables(file: DataFile, with_keys: bool, damage: Damage) -> Iterator[tuple[Block, pa.Table]]:
-    columns = SMALL_COLUMNS + LENGTH_COLUMNS + (["key"] if with_keys else [])
+def _small_tables(file: DataFile, columns: list[str], damage: Damage) -> Iterator[tuple[Block, pa.Table]]:
     try:
         parquet = open_parquet(file.path)
     except READ_ERRORS as error:
@@ -180,6 +186,7 @@ def _row_values(table: pa.Table, sequence_length: int) -> dict[str, Any]:
         "k": table.column("k").to_numpy().astype(np.int64),
         "masked": masked,
         "from_teacher": _at_temperature_one(table) & pc.equal(mode, "generate").to_numpy(),
+        "sampled": pc.equal(table.column("estimator"), "sampled").to_numpy(),
         "source": np.asarray(table.column("prompt_source").fill_null("").to_pylist(), dtype=object),
     }
 
@@ -200,7 +207,7 @@ def _at_temperature_one(table: pa.Table) -> NDArray[np.bool_]:
 
 
 def _reasons(
-    table: pa.Table, values: dict[str, Any], sequence_length: int, left_out_keys: Set[str]
+    table: pa.Table, values: dict[str, Any], sequence_length: int, left_out_keys: Set[str], temperature: float
 ) -> NDArray[np.str_]:
     """Why each row cannot be used; empty where it can."""
     space = np.asarray(table.column("logprob_space").to_pylist(), dtype=object)
@@ -209,10 +216,24 @@ def _reasons(
     classify = pc.equal(table.column("mode"), "classify").to_numpy()
     keys = table.column("key").to_pylist() if left_out_keys else [""] * table.num_rows
     excluded = np.fromiter((key in left_out_keys for key in keys), dtype=bool, count=len(keys))
+    no_tail_sum = np.zeros(len(keys), dtype=bool)
+    if temperature != 1:
+        stored = table.column("tail_sums").to_pylist()
+        wanted = np.float32(temperature)
+        no_tail_sum = np.array([all(t["temperature"] != wanted for t in row or ()) for row in stored]) & (
+            values["k"] > 0
+        )
     too_long = (values["loss_tokens"] < 1) | (values["slots"] < 1) | (values["slots"] > sequence_length)
     return np.select(
-        [excluded, no_ids, classify, ~unscaled, too_long],
-        ["left out by the caller", "no token ids", "classify", "temperature of the labels is not 1", "no target fits"],
+        [excluded, no_ids, classify, ~unscaled, no_tail_sum, too_long],
+        [
+            "left out by the caller",
+            "no token ids",
+            "classify",
+            "temperature of the labels is not 1",
+            "no tail sums at the loss's temperature",
+            "no target fits",
+        ],
         default="",
     )
 

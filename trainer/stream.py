@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from storage.query import sql
 from storage.table import Table
-from trainer.decode import COLUMNS, Assembler, Labels, read_blocks
+from trainer.decode import Assembler, Labels
 from trainer.errors import StreamRefused
 from trainer.index import build_index
 from trainer.order import share_of
@@ -43,7 +44,8 @@ class SoftLabelStream(IterableDataset[Batch]):
     `input_ids`, `position_ids`, `document_ids` [B, S] (document 0 is padding; no attention across documents);
     `loss_index` [N], the flat index into B·S of the position to read from (shifted already);
     `target_ids` [N] (−1: none), `target_logprobs` [N] (NaN: unknown), `top_ids` [N, K] (−1: missing),
-    `top_logprobs` [N, K], `log_tail` [N], `from_teacher` [N] (bool), `weight` [N];
+    `top_logprobs` [N, K], `log_tail` [N], `from_teacher` [N] (bool), `weight` [N]; where the table has such labels
+    `top_weights` [N, K], and at a temperature `tail_sum` [N];
     `rows`, `tokens` (of this share) and `cursor` (sequences up to and with this global batch), scalars.
 
     Args:
@@ -57,6 +59,9 @@ class SoftLabelStream(IterableDataset[Batch]):
             after its end starts anew.
         source_weights: what a loss token counts for, by its row's prompt_source.
         left_out: keys of rows that are not to be used.
+        where: an SQL condition on the columns of soft_labels; rows for which it is not true are not used
+            ("prompt_licence = 'CC0-1.0' AND 'refused' NOT IN flags").
+        temperature: of the loss, where its tail is the bucket: rows without tail sums for it are not used.
         quarantine: share of all rows that may be unreadable; what is, is named in `index.damage`.
     Raises StreamRefused or RowGroupLost.
     """
@@ -79,17 +84,22 @@ class SoftLabelStream(IterableDataset[Batch]):
         repeat: bool = True,
         source_weights: Mapping[str, float] | None = None,
         left_out: Set[str] = frozenset(),
+        where: str | None = None,
+        temperature: float = 1.0,
         quarantine: float = 0.0,
     ) -> None:
         super().__init__()
         _check(sequence_length, batch_size, holdout, split, rank, world, id_map)
         table = Table.open(table.path, table.version)
+        if where is not None:
+            left_out = left_out | _keys_outside(table, where)
         self.index = build_index(
             table.files(),
             sequence_length=sequence_length,
             holdout=holdout,
             held_out=split == "holdout",
             left_out_keys=left_out,
+            temperature=temperature,
             quarantine=quarantine,
         )
         if not len(self.index):
@@ -103,9 +113,8 @@ class SoftLabelStream(IterableDataset[Batch]):
         self._plan = Plan(self.index.slots, self.index.first_row, sequence_length, pack, seed, window, repeat)
         student_ids = None if id_map is None else np.asarray(id_map, dtype=np.int64)
         self._assembler = Assembler(
-            self.index, student_ids, unknown_id, source_weights or {}, sequence_length if pack else None
+            self.index, student_ids, unknown_id, source_weights or {}, sequence_length if pack else None, temperature
         )
-        self._columns = COLUMNS + (["target_positions"] if self.index.masked.any() else [])
         self._order = {
             "table_version": table.version,
             "files": _digest(*(file.sha256.encode() for file in table.files())),
@@ -117,6 +126,7 @@ class SoftLabelStream(IterableDataset[Batch]):
             "window": window,
             "sequence_length": sequence_length,
             "pack": pack,
+            "temperature": temperature,
             "id_map": None if student_ids is None else _digest(student_ids.tobytes()),
         }
         self._cursor = 0
@@ -196,7 +206,7 @@ class SoftLabelStream(IterableDataset[Batch]):
         """Each window as the next one begins to be read."""
         present: tuple[Window, Future[Labels]] | None = None
         for window in self._plan.windows(cursor):
-            coming = window, reader.submit(read_blocks, self.index, window.blocks.tolist(), self._columns)
+            coming = window, reader.submit(self._assembler.read, window.blocks.tolist())
             if present is not None:
                 yield present
             present = coming
@@ -208,6 +218,11 @@ class SoftLabelStream(IterableDataset[Batch]):
         batch = self._assembler.batch(read, share_of(len(read), self._rank, self._world))
         batch["cursor"] = torch.tensor(cursor)
         return batch
+
+
+def _keys_outside(table: Table, where: str) -> frozenset[str]:
+    query = f"SELECT key FROM soft_labels WHERE NOT coalesce(({where}), false)"
+    return frozenset(sql(table, query).column("key").to_pylist())
 
 
 def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
