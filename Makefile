@@ -30,7 +30,7 @@ check: $(READY) ## ruff, mypy strict, import-linter
 docs: $(READY) ## write docs/commands/ from the commands' own --help
 	@$(BIN)/python docs/commands.py
 
-bench: bench-storage bench-collect bench-seeds ## measure everything into benchmarks/RESULTS.md (an hour)
+bench: bench-storage bench-collect bench-seeds ## measure everything
 
 bench-storage: $(READY) ## the table: size, speed, SIGKILLs
 	@$(BIN)/python -m benchmarks.storage_figures
@@ -39,7 +39,7 @@ bench-storage: $(READY) ## the table: size, speed, SIGKILLs
 bench-collect: $(READY) ## the whole path of a collection beside a plain client
 	@$(BIN)/python -m benchmarks.collect
 
-bench-seeds: $(READY) ## soft against hard labels on the table that `make demo` left, three seeds
+bench-seeds: $(READY) ## soft against hard labels on the table that `make demo` left, three seeds (prints)
 	@$(BIN)/python -m benchmarks.seeds
 
 clean: ## remove the virtual environment, caches and what the demo made

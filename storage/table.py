@@ -279,7 +279,7 @@ class Table(Records):
 
 def _local(path: Path | str) -> Path:
     if "://" in str(path):
-        raise NotWritable(f"{path}: tables on object storage are not supported yet, give a local folder.")
+        raise NotWritable(f"{path}: object storage is not supported: give a local folder.")
     root = Path(path).absolute()
     with mapped(root):
         if root.exists() and not root.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -131,5 +132,8 @@ def test_init_writes_a_project_that_the_rooms_can_read_and_leaves_files_alone(tm
 def test_the_public_surface_of_a_room_is_what_it_says(room: str) -> None:
     module = __import__(room)
     assert len(set(module.__all__)) == len(module.__all__)
-    for name in module.__all__:
-        assert getattr(module, name) is not None
+    assert set(module.__all__) == set(module._HOME)
+    for name, home in module._HOME.items():
+        assert getattr(module, name) is getattr(importlib.import_module(home), name)
+        assert home.split(".")[0] == room
+    assert not hasattr(module, "no_such_name")

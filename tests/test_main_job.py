@@ -49,7 +49,7 @@ class _Pass(BaseHTTPRequestHandler):
 
     def _pass(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path == "/completion" and json.loads(body)["n_predict"] == MAX_TOKENS:  # a probe asks for fewer
+        if self.path == "/completion" and json.loads(body)["n_predict"] == MAX_TOKENS:  # a probe asks for other numbers
             prompt = json.loads(body)["prompt"]
             self.server.asked[prompt if isinstance(prompt, str) else json.dumps(prompt)] += 1
         onward = HTTPConnection(self.server.upstream.hostname or "", self.server.upstream.port, timeout=120)

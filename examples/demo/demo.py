@@ -192,7 +192,7 @@ def step_train() -> None:
     type_command("evaluate", "train.toml")
     report = json.loads((FOLDER / "student" / "report.json").read_text(encoding="utf-8"))
     kl = {name: report["models"][name]["kl"] for name in ("untrained", "student", "hard_twin")}
-    check(kl["student"] < min(kl["hard_twin"], kl["untrained"]), f"held-out KL did not fall as promised: {kl}")
+    check(kl["student"] < kl["hard_twin"] < kl["untrained"], f"held-out KL did not fall as promised: {kl}")
 
 
 def step_leftovers() -> None:

@@ -204,25 +204,14 @@ def test_what_is_wrong_with_a_query_is_said(table):
     "query",
     [
         "SELECT count(*) FROM range(1000000000) a, range(1000000000) b",
+        "SELECT a.range, b.range FROM range(1000000) a, range(1000000) b WHERE a.range + b.range < 0",
         "SELECT sum(sin(a.range * b.range)) FROM range(1000000) a, range(1000000) b",
     ],
 )
 def test_an_endless_query_ends_within_its_time(table, query):
     started = time.monotonic()
     with pytest.raises(QueryTimeout, match="stopped after 2 s"):
-        sql(table.path, query, seconds=2)
-    assert time.monotonic() - started < 2.4
-
-
-def test_an_endless_and_hungry_query_ends_within_its_time(table):
-    """Whichever limit it meets first: on a loaded machine its intermediate rows may fill the memory before."""
-    started = time.monotonic()
-    with pytest.raises((QueryTimeout, QueryFailed), match=r"stopped after 2 s|more memory than it may use"):
-        sql(
-            table.path,
-            "SELECT a.range, b.range FROM range(1000000) a, range(1000000) b WHERE a.range + b.range < 0",
-            seconds=2,
-        )
+        sql(table.path, query, seconds=2, memory_mb=8192)  # so that time is the limit that it meets first
     assert time.monotonic() - started < 2.4
 
 
