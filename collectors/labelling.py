@@ -161,6 +161,8 @@ def _row(raw: RawResponse, found: _Entry, provider: Provider, run_id: str) -> Ro
         token_bytes=reading.token_bytes,
         target_positions=reading.target_positions,
         tail_sums=reading.tail_sums,
+        top_weights=reading.top_weights,
+        estimator=reading.estimator,
         label_set=found.label_set,
         logprob_space=reading.logprob_space,
         tokenizer_sha256=found.tokens.tokenizer_sha256,
@@ -172,6 +174,8 @@ def _row(raw: RawResponse, found: _Entry, provider: Provider, run_id: str) -> Ro
         prompt_source=item.source or None,
         prompt_licence=item.licence,
         flags=reading.flags,
+        reference=item.reference,
+        domain=item.domain,
     )
 
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable
+from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction, Transaction
 
@@ -88,6 +88,15 @@ class DeltaLog:
             raise VersionNotFound(
                 f"{self.root.parent} has no version {version}: its versions are 0 to {newest}."
             ) from error
+
+    def add_columns(self, table: DeltaTable) -> None:
+        """Give an older table, just opened, the columns that were added since, in a commit of their own."""
+        known = {field.name for field in table.schema().fields}
+        added = [field for field in self.schema if field.name not in known]
+        if added:
+            table.alter.add_columns(Schema.from_arrow(pa.schema(added)).fields)
+            table.update_incremental()
+            self._sync(table.version())
 
     def files(self, table: DeltaTable) -> list[LoggedFile]:
         """The files of an opened table. Raises TableDamaged where the log names a path outside of it."""

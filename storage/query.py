@@ -81,7 +81,9 @@ def dataset(files: list[Path], schema: pa.Schema) -> pa.Table | pads.Dataset:
         read_options=pads.ParquetReadOptions(dictionary_columns=REPEATED),
         default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True),
     )
-    return pads.dataset([str(file) for file in files], format=form)
+    found = pads.dataset([str(file) for file in files], format=form)
+    added = [field for field in schema if field.name not in found.schema.names]  # the first file may be an older one
+    return found.replace_schema(pa.schema([*found.schema, *added])) if added else found
 
 
 def _decisions(table: Table) -> pa.Table:

@@ -111,6 +111,8 @@ class Row:
     prompt_source: str | None = None
     prompt_licence: str | None = None
     flags: tuple[str, ...] = field(default=())
+    reference: str | None = None
+    domain: str | None = None
 
 
 def signal(row: Row) -> str:

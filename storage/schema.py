@@ -109,8 +109,21 @@ SOFT_LABELS = pa.schema(
         pa.field("mean_tail_mass", pa.float32()),
         pa.field("nll", pa.float32()),  # mean over the targets whose log-probability is known
         _required("flags", STRINGS),
+        # what the prompt came with: added since the first tables, see ADDED
+        pa.field("reference", pa.string()),  # the right answer, where it is known
+        pa.field("domain", pa.string()),
     ]
 )
+ADDED = ("reference", "domain")
+"""Columns added since version 1 was first written. An addition stands at the end, may be null and changes the meaning
+of nothing before it: files without it read as null, an older table gets it with its next rows, the version stays."""
+
+
+def is_soft_labels(schema: pa.Schema) -> bool:
+    """Whether a file's columns are those of SOFT_LABELS, with none, some or all of the additions in their order."""
+    first = len(SOFT_LABELS) - len(ADDED)
+    return len(schema) >= first and bool(schema.equals(pa.schema(list(SOFT_LABELS)[: len(schema)])))
+
 
 GROUPS = pa.schema(
     [

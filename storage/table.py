@@ -167,6 +167,7 @@ class Table(Records):
             self._index(opened)
             fresh = self._fresh(rows)
             bits = check_metadata(opened.metadata().configuration, str(self.path))
+            self.log.add_columns(opened)
             files = self._write(fresh, bits)
             before = opened.version()
             version = self.log.commit(opened, add=files, transaction=(writer, sequence))

@@ -22,7 +22,7 @@ from storage.errors import InvalidRecord, StorageError, mapped
 from storage.invariants import KEY, column_problem
 from storage.keys import KeySet
 from storage.locks import exclusive
-from storage.schema import SOFT_LABELS, check_metadata
+from storage.schema import check_metadata, is_soft_labels
 from storage.table import DataFile, Table
 from storage.vocabulary import vocabulary_size
 
@@ -151,7 +151,7 @@ class _RowChecker:
         with pq.ParquetFile(file.path) as source:
             metadata = {k.decode(): v.decode() for k, v in (source.schema_arrow.metadata or {}).items()}
             bits = check_metadata(metadata, file.path.name)
-            if not source.schema_arrow.equals(SOFT_LABELS):
+            if not is_soft_labels(source.schema_arrow):
                 yield "its columns are not those of the schema"
                 return
             rows = tokens = 0
