@@ -1,7 +1,7 @@
 """potstill room: policies. May this data train that student? Terms documents as data, verdicts with reasons.
 
-Names are loaded on use, so that importing the room costs nothing. The judgement itself is
-`policies.evaluate.evaluate`, imported from its module because it bears the module's name.
+Names are loaded on use, so that importing the room costs nothing. `policies.evaluate` may be called by either name:
+the function and its module share it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from policies.documents import load_bundle as load_bundle
     from policies.documents import read_bundle as read_bundle
     from policies.errors import PolicyError as PolicyError
+    from policies.evaluate import evaluate as evaluate
     from policies.identity import Material as Material
     from policies.identity import Teacher as Teacher
     from policies.settings import ConfigError as ConfigError
@@ -39,6 +40,7 @@ _HOME = {
     "Use": "policies.use",
     "Waiver": "policies.waivers",
     "binding_terms": "policies.binding",
+    "evaluate": "policies.evaluate",
     "load_bundle": "policies.documents",
     "read_bundle": "policies.documents",
     "read_toml": "policies.settings",
@@ -57,6 +59,7 @@ __all__ = [
     "Use",
     "Waiver",
     "binding_terms",
+    "evaluate",
     "load_bundle",
     "read_bundle",
     "read_toml",

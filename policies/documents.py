@@ -6,6 +6,8 @@ Documents are data, so that adding one needs no code; the trade-off is a small f
 
 from __future__ import annotations
 
+import json
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import date
@@ -17,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from policies.decision import Trigger, Verdict, digest_of
+from policies.decision import Trigger, Verdict, canonical, digest_of
 from policies.errors import RegisterError
 from policies.identity import Signal
 from policies.settings import explain
@@ -247,13 +249,28 @@ class Bundle:
             for inner in document.incorporates:
                 if not self.versions(inner.document):
                     raise RegisterError(f"{document.name} incorporates {inner.document}, which the bundle lacks")
-        self.digest = digest_of([d.model_dump(mode="json", exclude_defaults=True) for d in self.documents])
+        self.digest = digest_of(self._content())
 
     @property
     def id(self) -> str:
         """The newest verification date and the first 12 hex digits of the digest."""
         newest = max((d.source.verified_at for d in self.documents), default=date.min)
         return f"{newest.isoformat()}.{self.digest[:12]}"
+
+    def _content(self) -> list[dict[str, Any]]:
+        return [d.model_dump(mode="json", exclude_defaults=True) for d in self.documents]
+
+    def to_json(self) -> bytes:
+        """All documents in the form that the digest is taken over, so that the sha256 of these bytes is the digest."""
+        return canonical(self._content())
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Bundle:
+        """Read `to_json` back; raises RegisterError when it is not one, or was written in another vocabulary."""
+        try:
+            return cls(Document.model_validate(document) for document in json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise RegisterError(f"the stored bundle cannot be read ({type(error).__name__})") from error
 
     def get(self, name: str) -> Document | None:
         """The document called `id@version`, None when the bundle does not know it."""
@@ -295,7 +312,26 @@ def read_bundle(folder: Path | Traversable) -> Bundle:
     return Bundle(read_document(file.read_text("utf-8"), file.name) for file in files)
 
 
-@lru_cache(maxsize=1)
+def register_folder() -> Traversable:
+    """Where the register that ships with this version lies."""
+    return resources.files("policies.register")
+
+
 def load_bundle() -> Bundle:
-    """The register that ships with this version."""
-    return read_bundle(resources.files("policies.register"))
+    """The register that ships with this version, as it is on disk now: a changed file is seen at the next call."""
+    folder = register_folder()
+    return _read_once(str(folder), _stamp(folder))
+
+
+@lru_cache(maxsize=1)
+def _read_once(folder: str, stamp: object) -> Bundle:
+    return read_bundle(register_folder())
+
+
+def _stamp(folder: Traversable) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of each file; nothing for a register inside an archive, which does not change."""
+    if not isinstance(folder, Path):
+        return ()
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(".toml")]
+    return tuple(sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in found))

@@ -6,9 +6,11 @@ the teachers are merged, and the strictest word stands.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from types import ModuleType
 from typing import Any
 
 from policies.binding import Binding, Bound, Problem, bind
@@ -305,5 +307,14 @@ def _facts(materials: Sequence[Material], use: Use, waivers: Sequence[Waiver]) -
     return {
         "use": use.model_dump(mode="json", exclude_none=True),
         "materials": sorted(groups, key=digest_of),
-        "waivers": sorted(waiver.digest for waiver in waivers),
+        "waivers": [w.record() for w in sorted(waivers, key=lambda waiver: waiver.digest)],
     }
+
+
+class _Callable(ModuleType):
+    """The package's name `evaluate` means this module once it is imported, so the module can be called as well."""
+
+    __call__ = staticmethod(evaluate)
+
+
+sys.modules[__name__].__class__ = _Callable

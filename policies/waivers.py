@@ -6,7 +6,7 @@ review into conditional. Both name the document by digest, so they void themselv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any, Literal
@@ -67,6 +67,15 @@ class Waiver(Settings):
     def digest(self) -> str:
         """sha256 of what the waiver says."""
         return digest_of(self.model_dump(mode="json"))
+
+    def record(self) -> dict[str, Any]:
+        """What a decision keeps of the waiver: all of it, with its digest, so that it can be read without the file."""
+        return {"digest": self.digest, **self.model_dump(mode="json", exclude_defaults=True)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Waiver:
+        """Read `record` back."""
+        return cls.model_validate({name: value for name, value in record.items() if name != "digest"})
 
     @field_validator("rules")
     @classmethod

@@ -61,7 +61,8 @@ def test_the_licensors_permission_lifts_a_ban() -> None:
     assert codes(decision) == {BAN: "conditional", "WAIVER_APPLIED": "conditional"}
     applied = next(r for r in decision.reasons if r.code == "WAIVER_APPLIED")
     assert applied.facts["waiver"] == waiver().digest
-    assert decision.facts["waivers"] == [waiver().digest]
+    assert decision.facts["waivers"] == [waiver().record()]
+    assert Waiver.from_record(decision.facts["waivers"][0]) == waiver()
 
 
 def test_an_accepted_risk_never_lifts_a_ban() -> None:
