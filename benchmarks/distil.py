@@ -1,0 +1,152 @@
+"""What each loss is worth: Gemma 3 270M scores real text, a small student is trained with each (make bench-distil).
+
+Everything lies in bench/distil; what is there already is not made again, so an interrupted run goes on. Only the last
+figures look past the stored labels, at the teacher's whole distribution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.distil_measure import measure
+from benchmarks.distil_text import prompts
+from benchmarks.distil_write import plot, section
+from benchmarks.storage_figures import write_section
+from trainer.config import TrainConfig, read_config
+from trainer.fit import train
+
+FOLDER = Path(__file__).parents[1] / "bench" / "distil"
+SEEDS = (0, 1, 2)
+# name → what its [loss] says; all else is the same
+LOSSES: dict[str, dict[str, Any]] = {
+    "CE on the text": {"hard_weight": 1.0},
+    "top-k, teacher renormalised": {"tail": "zero", "hard_weight": 0.0},
+    "top-k, both renormalised": {"tail": "renormalised", "hard_weight": 0.0},
+    "bucket": {"tail": "bucket", "hard_weight": 0.0},
+    "bucket + CE": {"tail": "bucket", "hard_weight": 0.1},
+}
+RUN = """table = "soft_labels"
+use = "use.toml"
+[teacher]
+model = "google/gemma-3-270m"
+revision = "gguf-q4_k_m"
+[endpoint]
+kind = "local"
+served_model = "teacher"
+[prompts]
+path = "prompts.jsonl"
+[ask]
+mode = "score"
+top_k = 20
+"""
+USE = """action = "internal_use"
+[student]
+name = "documentation-small"
+licence = "LicenseRef-scancode-gemma-tou-2025-03-24"
+init_from = "scratch"
+kind = "general_llm"
+distributed = false
+intent_similar = true
+[organisation]
+domicile = "US"
+deploys_in = ["US"]
+commercial = true
+[data]
+signal = "top_k_logprobs"
+"""
+TRAIN = """table = "soft_labels"
+use = "use.toml"
+out = "students"
+[student]
+from = "config"
+vocabulary = "trimmed"
+[data]
+sequence_length = 256
+holdout = 0.1
+[training]
+max_steps = {steps}
+per_device_train_batch_size = 4
+learning_rate = 1e-3
+warmup_steps = 20
+logging_steps = 50
+save_strategy = "no"
+"""
+
+
+def main() -> None:
+    """Collect, train each loss with each seed, measure, write the section; exit 1 when bucket did not win each seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--passages", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=250)
+    options = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    _teacher(FOLDER / "teacher")
+    _collect(options.passages)
+    (FOLDER / "train.toml").write_text(TRAIN.format(steps=options.steps), "utf-8")
+    config = read_config(FOLDER / "train.toml")
+    students = {(name, seed): _student(config, name, seed) for name in LOSSES for seed in SEEDS}
+    found = measure(config, FOLDER / "teacher", students)
+    (FOLDER / "measured.json").write_text(json.dumps(found, indent=2), "utf-8")
+    plot(found, Path(__file__).with_name("distil.svg"))
+    text = section(found, _setting(options.passages, options.steps))
+    write_section("distil", text)
+    print(text)
+    if not found["bucket_wins_every_seed"]:
+        sys.exit("bucket did not beat CE and renormalised in every seed")
+
+
+def _teacher(folder: Path) -> None:
+    """The weights of the GGUF as bfloat16 safetensors, which transformers reads in a second."""
+    if (folder / "config.json").is_file():
+        return
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from collectors.providers.embedded import default_gguf
+
+    gguf = default_gguf()
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    model.hf_quantizer = None
+    model.config.__dict__.pop("quantization_config", None)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def _collect(passages: int) -> None:
+    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in prompts(passages)]
+    (FOLDER / "prompts.jsonl").write_text("".join(lines), "utf-8")
+    (FOLDER / "run.toml").write_text(RUN, "utf-8")
+    (FOLDER / "use.toml").write_text(USE, "utf-8")
+    potstill = Path(sys.executable).with_name("potstill")
+    subprocess.run([potstill, "collect", "run.toml"], cwd=FOLDER, check=True)
+
+
+def _student(config: TrainConfig, name: str, seed: int) -> Path:
+    out: Path = config.out / f"{list(LOSSES).index(name)}-{seed}"
+    if not (out / "training.json").is_file():
+        print(f"training: {name}, seed {seed}", flush=True)
+        data = config.data.model_copy(update={"seed": seed})
+        loss = config.loss.model_copy(update=LOSSES[name])
+        train(config.model_copy(update={"data": data, "loss": loss, "out": out}), tell=print)
+    return out
+
+
+def _setting(passages: int, steps: int) -> str:
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    return (
+        f"{date.today()}, {platform.machine()} with 2 cores shared with other work, Python "
+        f"{platform.python_version()}, {libraries}; `make bench-distil`: {passages} passages of /usr/share/doc, "
+        f"{steps} steps of at most 1,024 tokens."
+    )
+
+
+if __name__ == "__main__":
+    main()

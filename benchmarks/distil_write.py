@@ -1,0 +1,71 @@
+"""The figures of benchmarks/distil.py as a section of RESULTS.md and as a plot beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t at 95 % for that many seeds."""
+
+
+def section(found: dict[str, Any], setting: str) -> str:
+    """The section's text: a line a loss, then each seed."""
+    seeds = sorted({run["seed"] for run in found["runs"] if run["loss"] != "untrained"})
+    kl_heads = " | ".join(f"KL, seed {seed}" for seed in seeds)
+    lines = [
+        "## What each loss is worth",
+        "",
+        f"{setting} Gemma 3 270M (Q4_K_M as bfloat16, {found['teacher_body'] / 1e6:.0f} M parameters besides the "
+        "embeddings) scored them by `local` with top 20; the student is a Llama of "
+        f"{found['student_body'] / 1e6:.1f} M besides the embeddings, vocabulary {found['vocabulary']:,}. Measured "
+        "against the teacher's whole distribution (renormalised to the student's vocabulary, which holds "
+        f"{found['teacher_mass_in_vocabulary']:.1%} of it) on {found['tokens']:,} held-out tokens; calibration error "
+        f"against tokens drawn from the teacher. Mean over seeds {', '.join(map(str, seeds))}, ± the 95 % interval of "
+        "the mean (Student's t).",
+        "",
+        f"| loss | KL, nats/token | calibration error | NLL of the text | top-1 agreement | {kl_heads} |",
+        "|---|---|---|---|---|" + "---|" * len(seeds),
+    ]
+    for name in dict.fromkeys(run["loss"] for run in found["runs"]):
+        runs = [run for run in found["runs"] if run["loss"] == name]
+        each = [f"{run['kl']:.3f}" for run in runs] if len(runs) == len(seeds) else [""] * len(seeds)
+        figures = [_mean(runs, key, form) for key, form in _COLUMNS]
+        lines.append(f"| {name} | " + " | ".join([*figures, *each]) + " |")
+    won = "beats CE and both renormalised losses" if found["bucket_wins_every_seed"] else "does NOT beat all others"
+    plot_line = "![KL and calibration error by loss](distil.svg)"
+    return "\n".join([*lines, "", f"In KL, bucket {won} in every seed.", "", plot_line, ""])
+
+
+_COLUMNS = (("kl", "{:.3f}"), ("calibration_error", "{:.1%}"), ("nll", "{:.3f}"), ("top1_agreement", "{:.1%}"))
+
+
+def _mean(runs: list[dict[str, Any]], key: str, form: str) -> str:
+    values = [run[key] for run in runs]
+    if len(values) == 1:
+        return form.format(values[0])
+    half = T_95[len(values)] * stdev(values) / len(values) ** 0.5
+    return f"{form.format(mean(values))} ± {form.format(half)}"
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """A point a seed, KL and calibration error side by side, as SVG."""
+    import altair as alt
+
+    names = list(dict.fromkeys(run["loss"] for run in found["runs"] if run["loss"] != "untrained"))
+    data = alt.Data(values=[run for run in found["runs"] if run["loss"] != "untrained"])
+    charts = [
+        alt.Chart(data, width=260, height=160)
+        .mark_point(filled=True, size=60, opacity=0.8)
+        .encode(
+            x=alt.X(f"{key}:Q", title=title, scale=alt.Scale(zero=False)).axis(format=form),
+            y=alt.Y("loss:N", sort=names, title=None),
+            color=alt.Color("loss:N", sort=names, legend=None),
+        )
+        for key, title, form in (
+            ("kl", "KL to the teacher, nats per token", ".2f"),
+            ("calibration_error", "calibration error", ".1%"),
+        )
+    ]
+    alt.hconcat(*charts).configure(background="white").save(path)
