@@ -12,11 +12,20 @@ if TYPE_CHECKING:
     from collectors.dry_run import Estimate
 
 _RUN = click.argument("run", type=click.Path(path_type=Path), metavar="RUN.toml")
+_WAIVER = click.option(
+    "--waiver",
+    "waivers",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    multiple=True,
+    help="A waiver that the policies take into account, beside those of RUN.toml; may be repeated.",
+)
 
 
 @click.command()
 @_RUN
-def probe(run: Path) -> None:
+@_WAIVER
+def probe(run: Path, waivers: tuple[Path, ...]) -> None:
     """Ask an endpoint a dozen tiny requests and show its card.
 
     The card says what the endpoint really does: token ids, candidates, temperature, BOS. `collect` makes the same
@@ -28,7 +37,7 @@ def probe(run: Path) -> None:
     from collectors.config import read_run
     from collectors.run import probe_endpoints
 
-    config = read_run(run)
+    config = read_run(run).waived(waivers)
     for card in probe_endpoints(config):
         Console().print(card_table(card))
         for line in (*contradictions(card, config.ask), *warnings(card)):
@@ -39,7 +48,8 @@ def probe(run: Path) -> None:
 @_RUN
 @click.option("--dry-run", is_flag=True, help="Say what would be asked, what it may cost, and the policy verdict.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N requests in this start.")
-def collect(run: Path, dry_run: bool, limit: int | None) -> None:
+@_WAIVER
+def collect(run: Path, dry_run: bool, limit: int | None, waivers: tuple[Path, ...]) -> None:
     """Collect soft labels; run it again to resume.
 
     Nothing is asked before the policies have decided. Answers are kept in a journal before they are read and committed
@@ -47,7 +57,7 @@ def collect(run: Path, dry_run: bool, limit: int | None) -> None:
     """
     from collectors.config import read_run
 
-    config = read_run(run)
+    config = read_run(run).waived(waivers)
     if dry_run:
         from collectors.dry_run import estimate
 

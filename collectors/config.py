@@ -191,7 +191,10 @@ def _inline_or_file(value: object, info: ValidationInfo) -> object:
 
 
 class RunConfig(Settings):
-    """A whole run.toml. `name` is the file's stem unless the file says otherwise; it starts the run's id."""
+    """A whole run.toml. `name` is the file's stem unless the file says otherwise; it starts the run's id.
+
+    waivers: files of the waivers that the gate takes into account; `collect --waiver` adds to them.
+    """
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     table: LocalPath
@@ -204,6 +207,7 @@ class RunConfig(Settings):
     prompts: PromptSettings
     ask: AskSettings = AskSettings()
     use: Annotated[Use | None, BeforeValidator(_inline_or_file)] = None
+    waivers: tuple[LocalPath, ...] = ()
 
     @check_model(mode="after")
     def _check_together(self) -> Self:
@@ -221,6 +225,10 @@ class RunConfig(Settings):
     def pool(self) -> tuple[EndpointSettings, ...]:
         """The endpoints of the run, at least one."""
         return (self.endpoint,) if self.endpoint is not None else self.endpoints
+
+    def waived(self, files: tuple[Path, ...]) -> Self:
+        """The same run with these waivers beside its own."""
+        return self.model_copy(update={"waivers": (*self.waivers, *files)})
 
     @property
     def licensed_teacher(self) -> Teacher:

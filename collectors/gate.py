@@ -6,6 +6,7 @@ The stricter answer counts; each row names it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 
 from collectors.config import RunConfig
 from collectors.errors import PolicyRefused, ReviewNeeded
@@ -15,6 +16,7 @@ from policies.documents import load_bundle
 from policies.evaluate import evaluate
 from policies.identity import Material, Signal
 from policies.use import Use
+from policies.waivers import read_waivers
 from storage.table import Table
 
 
@@ -28,6 +30,43 @@ class Clearance:
     decision: str
 
 
+class Gate:
+    """One start of a run before the policies: judged when it is made, and again at a write after anything changed.
+
+    Verdicts can change while a run goes on: the register is updated, a day begins on which other terms are in force, a
+    waiver runs out. Raises PolicyRefused (exit 3) or ReviewNeeded (exit 5); what was received stays in the journal.
+    """
+
+    def __init__(self, config: RunConfig, licences: Sequence[str | None]) -> None:
+        self._config = config
+        self._licences = tuple(licences)
+        self._table: Table | None = None
+        self._judge()
+
+    def _judge(self) -> None:
+        self._seen = _what_may_change()
+        self.decision = judge(self._config, self._licences)
+        if self._table is not None:
+            self._table.save_decision(self.decision)  # also one that stops the run: it says why
+        enforce(self.decision)
+        terms = binding_terms(self._config.licensed_teacher, load_bundle())
+        self.clearance = Clearance(terms, self.decision.bundle, self.decision.verdict, self.decision.digest)
+
+    def open(self, table: Table) -> None:
+        """Keep the decision with the table that the rows go to."""
+        self._table = table
+        table.save_decision(self.decision)
+
+    def pass_write(self) -> None:
+        """Judge again when the register on disk or the day is another than at the last judgement."""
+        if _what_may_change() != self._seen:
+            self._judge()
+
+
+def _what_may_change() -> tuple[str, date]:
+    return load_bundle().digest, datetime.now(UTC).date()
+
+
 def judge(config: RunConfig, licences: Sequence[str | None]) -> Decision:
     """The stricter of the decisions on collecting and on the run's own use, for prompts under these licences."""
     bundle = load_bundle()
@@ -37,13 +76,17 @@ def judge(config: RunConfig, licences: Sequence[str | None]) -> Decision:
         for licence in licences
     ]
     uses = [Use.collect_only()] if config.use is None else [Use.collect_only(), config.use]
-    decisions = [evaluate(materials, use, bundle=bundle) for use in uses]
+    waivers = read_waivers(config.waivers)
+    decisions = [evaluate(materials, use, bundle=bundle, waivers=waivers) for use in uses]
     return max(decisions, key=lambda decision: VERDICTS.index(decision.verdict))
 
 
 def signal(config: RunConfig) -> Signal:
     """What of the teacher the run keeps, in the words of the terms."""
-    return "text" if config.ask.top_k == 0 else "top_k_logprobs"
+    ask = config.ask
+    if ask.estimator == "full":
+        return "logits"
+    return "top_k_logprobs" if ask.top_k or ask.estimator == "sampled" or ask.labels else "text"
 
 
 def enforce(decision: Decision) -> None:
@@ -57,11 +100,3 @@ def enforce(decision: Decision) -> None:
     more = f" A way out: {ways.rstrip('.')}." if ways else ""
     text = f"Policy verdict «{decision.verdict}» for {decision.action} under bundle {decision.bundle}: {told}.{more}"
     raise PolicyRefused(text) if decision.verdict == "deny" else ReviewNeeded(text)
-
-
-def clear(config: RunConfig, table: Table, decision: Decision) -> Clearance:
-    """Keep the decision with the table; → what each row names. Call it only after `enforce`."""
-    digest = table.save_decision(decision)
-    bundle = load_bundle()
-    terms = binding_terms(config.licensed_teacher, bundle)
-    return Clearance(terms, decision.bundle, decision.verdict, digest)

@@ -85,6 +85,7 @@ def _raw(
 class Keeper:
     """Journals, reads and commits what `keep` is given, until `close`.
 
+    may_write: called before each commit; what it raises ends the work, with the batch kept in the journal.
     committed: called after each commit with the counts so far and its keys; it runs in a thread and may write.
     """
 
@@ -95,6 +96,7 @@ class Keeper:
         readers: Readers,
         run_id: str,
         *,
+        may_write: Callable[[], None],
         settled: Callable[[Received, Row | Reject], None],
         committed: Callable[[Counts, Sequence[str]], None],
     ) -> None:
@@ -103,6 +105,7 @@ class Keeper:
         self._table = table
         self._readers = readers
         self._run_id = run_id
+        self._may_write = may_write
         self._settled = settled
         self._committed = committed
         self._queue: asyncio.Queue[tuple[Received, asyncio.Future[None]] | None] = asyncio.Queue(_QUEUE)
@@ -195,6 +198,7 @@ class Keeper:
         self._write(batch, sequence)
 
     def _write(self, batch: Sequence[Row | Reject], sequence: int) -> None:
+        self._may_write()
         rows = [one for one in batch if isinstance(one, Row)]
         rejects = [one for one in batch if isinstance(one, Reject)]
         written = self._table.append(rows, writer=self._run_id, sequence=sequence)

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from itertools import islice
 
 from collectors.asking import Answer, Endpoint
@@ -15,10 +16,10 @@ from collectors.bookmark import Bookmark, Mark, TeacherTokens, found_again
 from collectors.budget import Budget, Spend
 from collectors.card import EndpointCard
 from collectors.config import RunConfig
-from collectors.errors import BudgetSpent, EndpointStopped, Rejected
-from collectors.gate import clear, enforce, judge
+from collectors.errors import BudgetSpent, EndpointStopped, PolicyRefused, Rejected, ReviewNeeded
+from collectors.gate import Gate
 from collectors.keeping import Counts, Keeper, Received, received, rejected
-from collectors.labelling import Readers, provenance
+from collectors.labelling import Provenance, Readers, provenance
 from collectors.opening import (
     OpenEndpoint,
     check_fit,
@@ -59,7 +60,7 @@ def probe_endpoints(config: RunConfig) -> list[EndpointCard]:
 
     Raises PolicyRefused, ReviewNeeded, EndpointStopped, EndpointUnfit.
     """
-    enforce(judge(config, (config.prompts.licence,)))
+    Gate(config, (config.prompts.licence,))
 
     async def ask(stop: asyncio.Event) -> list[EndpointCard]:
         async with open_endpoints(config, await asyncio.to_thread(tokenizer_of, config)) as opened:
@@ -94,13 +95,12 @@ class _Run:
             if held is not None:
                 self._start = await asyncio.to_thread(self._place)
             summary = await asyncio.to_thread(check_prompts, config.prompts, self._start)
-            decision = judge(config, summary.licences)
-            enforce(decision)
+            self._gate = Gate(config, summary.licences)
             self._table = await asyncio.to_thread(Table.open_or_create, config.table)
             self._journal = stack.enter_context(_hold(config)) if held is None else held
-            self._clearance = clear(config, self._table, decision)
+            self._gate.open(self._table)
             self._chronicle = Chronicle(self._table, config)
-            self._chronicle.decision = decision
+            self._chronicle.decision = self._gate.decision
             self._budget = Budget(config.budget, self._chronicle.spent)
             self._spent_before = self._budget.spent
             return await self._go_on(summary)
@@ -121,6 +121,7 @@ class _Run:
             self._table,
             self._readers,
             config.run_id,
+            may_write=self._gate.pass_write,
             settled=self._settled,
             committed=self._committed,
         )
@@ -143,6 +144,9 @@ class _Run:
             watching = asyncio.create_task(canaries.watch(alike, self._changed))
             try:
                 await self._send_and_keep()
+            except (PolicyRefused, ReviewNeeded) as error:
+                await asyncio.to_thread(self._refused, error)
+                raise
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
@@ -151,6 +155,7 @@ class _Run:
     def _committed(self, counts: Counts, keys: Sequence[str]) -> None:
         if self._chronicle.bookmark is not None:
             self._chronicle.bookmark.committed(keys)
+        self._chronicle.decision = self._gate.decision
         self._chronicle.save("running", counts, self._budget)
 
     def _changed(self, place: int, reason: EndpointStopped) -> None:
@@ -192,7 +197,7 @@ class _Run:
             config,
             teacher=teacher_record(config, card),
             tokens=teacher_tokens(self._tokenizer, card),
-            clearance=self._clearance,
+            clearance=self._gate.clearance,
         )
         self._chronicle.save("running", self._keeper.counts, self._budget)
         if self._start is not None and self._shared.tokens != self._tokens_before:
@@ -230,13 +235,24 @@ class _Run:
             await keeping
         sending.result()
 
+    def _refused(self, error: PolicyRefused | ReviewNeeded) -> None:
+        """The gate stopped the run in its midst: the record says why, the journal keeps what was received."""
+        self._chronicle.decision = self._gate.decision
+        self._chronicle.save("stopped", self._keeper.counts, self._budget, str(error))
+
     async def _keep_answer(self, answer: Answer) -> None:
         self._state.received += 1
-        await self._keeper.keep(received(self._shared, answer))
+        await self._keeper.keep(received(self._share(), answer))
 
     async def _keep_rejected(self, item: Item, error: Rejected) -> None:
         self._state.received += 1
-        await self._keeper.keep(rejected(self._shared, item, error))
+        await self._keeper.keep(rejected(self._share(), item, error))
+
+    def _share(self) -> Provenance:
+        """What rows that are received now share: under the decision that holds now."""
+        if self._shared.clearance is not self._gate.clearance:
+            self._shared = replace(self._shared, clearance=self._gate.clearance)
+        return self._shared
 
     def _settled(self, one: Received, outcome: Row | Reject) -> None:
         if one.answer is not None:

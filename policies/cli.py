@@ -51,13 +51,12 @@ def check(
     from policies.identity import Material, Teacher
     from policies.settings import read_toml
     from policies.use import Use
-    from policies.waivers import Waiver
+    from policies.waivers import read_waivers
 
     use = Use.collect_only() if use_file is None else read_toml(use_file, Use)
     signal = use.data.signal or "top_k_logprobs"
     materials = [Material(teacher=Teacher.parse(text), signal=signal) for text in teachers]
-    waivers = [read_toml(path, Waiver) for path in waiver_files]
-    decision = evaluate(materials, use, bundle=load_bundle(), waivers=waivers)
+    decision = evaluate(materials, use, bundle=load_bundle(), waivers=read_waivers(waiver_files))
     if out is not None:
         _write(out, decision)
     if as_json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -21,7 +22,7 @@ from policies.errors import FactsError
 from policies.facts import Case
 from policies.merge import PURPOSES
 from policies.reasons import reason_of
-from policies.settings import Settings
+from policies.settings import Settings, read_toml
 from policies.use import ACTIONS, Action
 
 LONGEST_RISK = timedelta(days=180)
@@ -104,6 +105,11 @@ class Waiver(Settings):
         if self.valid_until - self.valid_from > LONGEST_RISK:
             raise ValueError(f"an internal risk acceptance lasts {LONGEST_RISK.days} days at most")
         return self
+
+
+def read_waivers(files: Iterable[Path]) -> tuple[Waiver, ...]:
+    """The waivers in these files; raises ConfigError with all that is wrong in one of them."""
+    return tuple(read_toml(file, Waiver) for file in files)
 
 
 def check_waivers(waivers: Iterable[Waiver], bundle: Bundle, today: date) -> None:

@@ -51,7 +51,7 @@ def _licence_problem(row: "Row") -> str | None:
         return "it names no terms that bind the teacher's output"
     if not row.policy_bundle or not row.decision:
         return "it names no policy bundle and decision that allowed collecting it"
-    if row.collect_verdict not in ("allow", "conditional", "review"):
+    if row.collect_verdict not in ("allow", "conditional"):
         return f"the verdict on collecting it is {row.collect_verdict!r}"
     return None
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from importlib import resources
 from pathlib import Path
 
 import pytest
 
 import policies
-from policies import documents
 from policies.documents import Bundle, load_bundle, read_bundle
 from policies.errors import RegisterError
 from policies.evaluate import evaluate
 from policies.use import Use
+from tests.policies.registers import installed_copy
 from tests.policies.test_evaluate import material
 
 GEMMA = "gemma-tou@2025-03-24.toml"
@@ -22,11 +20,7 @@ GEMMA = "gemma-tou@2025-03-24.toml"
 
 @pytest.fixture
 def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the register that stands for the installed one."""
-    folder = tmp_path / "register"
-    shutil.copytree(str(resources.files("policies.register")), folder)
-    monkeypatch.setattr(documents, "register_folder", lambda: folder)
-    return folder
+    return installed_copy(tmp_path, monkeypatch)
 
 
 def test_a_changed_register_is_seen_and_an_unchanged_one_is_not_read_again(register: Path) -> None:
