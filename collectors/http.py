@@ -6,6 +6,7 @@ every connection. Bodies are read raw and unpacked here, within a bound: a small
 
 import asyncio
 import errno
+import json
 import logging
 import socket
 import time
@@ -133,6 +134,7 @@ class HttpSender:
                     body = await self._read(response)
                 finally:
                     await response.aclose()
+                self._check_whole(response, body)
         except TimeoutError as error:
             raise TransportError(f"No whole answer from {self._root} within {self._timeout:g} s.") from error
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
@@ -174,6 +176,17 @@ class HttpSender:
         if unpack is not None and not unpack.eof:
             raise TransportError(f"The packed answer of {self._root} ended early.")
         return b"".join(parts)
+
+    def _check_whole(self, response: httpx.Response, body: bytes) -> None:
+        """A body that ends with its connection may have been cut anywhere: only its JSON tells whether it is whole."""
+        headers = response.headers
+        if response.status_code != 200 or "content-length" in headers or "transfer-encoding" in headers:
+            return
+        if "json" in headers.get("content-type", ""):
+            try:
+                json.loads(body)
+            except (ValueError, RecursionError) as error:
+                raise TransportError(f"The answer of {self._root} ended early, or is no JSON.") from error
 
     async def aclose(self) -> None:
         """Close all connections."""

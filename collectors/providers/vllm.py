@@ -113,7 +113,14 @@ class VLLM(OpenAICompatible):
 
     def read(self, item: Item, body: bytes) -> Reading:
         """The labels. Raises Rejected."""
-        return self._classified(item, body) if self._ask.mode == "classify" else super().read(item, body)
+        if self._ask.mode == "classify":
+            return self._classified(item, body)
+        found = super().read(item, body)
+        if found.labels is None and self._ask.top_k and self._card is not None and self._card.token_ids:
+            raise Rejected(
+                "no_token_ids", "the server named its candidates by id when it was probed, and no longer does"
+            )
+        return found
 
     def _classifying(self, item: Item) -> Request:
         """All labels behind the prompt in one request; one candidate is the least that `prompt_logprobs` gives."""

@@ -5,10 +5,15 @@ import gzip
 import json
 import math
 import random
+import socket
+import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +22,7 @@ from aiohttp import web
 Fault = Callable[["Ask"], "str | None"]
 VOCABULARY = 1000
 LARGEST_K = 64
+BUSY = (408, 409, 425, 500, 502, 503, 504, 529)
 
 
 class Ask:
@@ -28,6 +34,12 @@ class Ask:
         self.attempt = attempt  # 1 for the first time that this prompt and seed were asked
         self.prompt = tuple(body["prompt"])
         self.at = time.monotonic()
+
+    @property
+    def prompt_number(self) -> int | None:
+        """Which of runs.write_prompts this is; None for a probe."""
+        text = "".join(chr(token - 3) for token in self.prompt[1:])
+        return int(text.removeprefix("Prompt ")) if text.startswith("Prompt ") else None
 
 
 def tokens_of(text: str) -> list[int]:
@@ -71,8 +83,11 @@ class TeacherServer:
         self.tokens = tokens
         self.asks: list[Ask] = []
         self.answered: Counter[tuple[tuple[int, ...], int]] = Counter()
+        self.sent: dict[tuple[int, ...], bytes] = {}  # the last body of each prompt, good or not
         self.headers: list[Mapping[str, str]] = []
         self.in_flight = self.most_in_flight = 0
+        self.together = 0  # so many faults are done at once: the first ones wait for the last
+        self._misbehaving = 0
         self.dead_until = 0.0
         self._attempts: Counter[tuple[tuple[int, ...], int]] = Counter()
         self._ready = threading.Event()
@@ -98,16 +113,7 @@ class TeacherServer:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         app = web.Application(client_max_size=64 * 1024 * 1024)
-        app.add_routes(
-            [
-                web.get("/health", self._alive(self._health)),
-                web.get("/props", self._alive(self._props)),
-                web.get("/v1/models", self._alive(self._models)),
-                web.post("/tokenize", self._alive(self._tokenize)),
-                web.post("/apply-template", self._alive(self._template)),
-                web.post("/completion", self._alive(self._completion)),
-            ]
-        )
+        app.add_routes(web.route(how, path, self._alive(inner)) for how, path, inner in self.routes())
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
         self._loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -117,6 +123,16 @@ class TeacherServer:
         self._loop.run_forever()
         self._loop.run_until_complete(asyncio.wait_for(runner.cleanup(), 5))
         self._loop.close()
+
+    def routes(self) -> list[tuple[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]]]:
+        return [
+            ("GET", "/health", self._health),
+            ("GET", "/props", self._props),
+            ("GET", "/v1/models", self._models),
+            ("POST", "/tokenize", self._tokenize),
+            ("POST", "/apply-template", self._template),
+            ("POST", "/completion", self._completion),
+        ]
 
     def _alive(self, inner: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
         async def handler(request: web.Request) -> web.StreamResponse:
@@ -155,7 +171,7 @@ class TeacherServer:
         return web.json_response({"prompt": "".join(f"<{m['role']}>{m['content']}" for m in body["messages"])})
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
+        body = self.asked(await request.json())
         if isinstance(body["prompt"], str):
             body["prompt"] = tokens_of(body["prompt"])
         if body["n_probs"] > LARGEST_K:
@@ -172,45 +188,79 @@ class TeacherServer:
             fault = self.fault(ask)
             if fault is None:
                 self.answered[name] += 1
-                return web.json_response(completion(body, self.tokens))
+                return self._json(ask, json.dumps(self.good(body)).encode())
+            self._misbehaving += 1
+            while self._misbehaving < self.together:
+                await asyncio.sleep(0.005)
             return await self._misbehave(fault, request, ask)
         finally:
             self.in_flight -= 1
+
+    def asked(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The body in llama.cpp's words."""
+        return body
+
+    def good(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return completion(body, self.tokens)
+
+    def _json(self, ask: Ask, text: bytes, **more: Any) -> web.Response:
+        self.sent[ask.prompt] = text
+        return web.Response(body=text, content_type="application/json", **more)
 
     async def _misbehave(self, fault: str, request: web.Request, ask: Ask) -> web.StreamResponse:
         if fault == "other-model":
             self.answered[(ask.prompt, ask.body["seed"])] += 1
             return web.json_response(completion({**ask.body, "seed": ask.body["seed"] + 1}, self.tokens))
-        good = completion(ask.body, self.tokens)
-        text = json.dumps(good).encode()
+        good = self.good(ask.body)
         assert request.transport is not None
-        if fault == "reset":
-            request.transport.abort()
-        elif fault == "die":
+        if fault == "die":
             self.dead_until = time.monotonic() + 0.5
             request.transport.abort()
-        elif fault == "truncate":
-            response = web.StreamResponse(headers={"Content-Type": "application/json"})
-            response.content_length = len(text)
-            await response.prepare(request)
-            await response.write(text[: random.Random(ask.number).randrange(1, len(text))])
-            request.transport.close()
-            return response
+        elif fault == "reset" or fault.startswith("truncate"):
+            self._cut(fault, request, ask, json.dumps(good).encode())
         elif fault == "stall":
             await asyncio.sleep(3600)
         elif fault == "gzip-bomb":
-            packed = gzip.compress(b" " * (1 << 28), 9)
-            return web.Response(body=packed, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"})
+            return self._json(ask, _bomb(), headers={"Content-Encoding": "gzip"})
         elif fault.startswith("http-"):
-            _, status, *after = fault.split("-", 2)
-            headers = {"Retry-After": after[0]} if after else {}
-            text = json.dumps({"error": {"code": int(status), "message": f"made-up {status}"}}).encode()
-            return web.Response(status=int(status), body=text, headers=headers, content_type="application/json")
+            return self._refuse(fault, ask)
         elif fault == "redirect":
             return web.Response(status=307, headers={"Location": "http://127.0.0.2:9/elsewhere"})
         else:
-            return web.Response(body=MALFORMED[fault](good), content_type="application/json")
+            return self._json(ask, self.malformed(fault)(good))
         return web.Response()
+
+    def malformed(self, fault: str) -> Callable[[Any], bytes]:
+        return MALFORMED[fault]
+
+    def _cut(self, fault: str, request: web.Request, ask: Ask, text: bytes) -> None:
+        """Part of an answer, up to a random byte of head or body; then the end, or a reset of the connection."""
+        head, body = {
+            "truncate-chunked": (b"Transfer-Encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n" % (len(text), text)),
+            "truncate-unsized": (b"Connection: close", text),
+        }.get(fault, (b"Content-Length: %d" % len(text), text))
+        whole = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n%s\r\n\r\n%s" % (head, body)
+        assert request.transport is not None
+        request.transport.write(whole[: random.Random(f"{ask.prompt} {ask.attempt}").randrange(len(whole))])
+        if fault == "reset":
+            lingering = request.transport.get_extra_info("socket")
+            lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request.transport.close()
+
+    def _refuse(self, fault: str, ask: Ask) -> web.Response:
+        """`http-429`, `http-429-1` with a Retry-After in seconds, `http-429-date` with one as a date, `http-busy`."""
+        _, status, *after = fault.split("-", 2)
+        if status == "busy":
+            status = str(random.Random(f"{ask.prompt} {ask.attempt}").choice(BUSY))
+        when = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True) if after == ["date"] else None
+        headers = {"Retry-After": when or after[0]} if after else {}
+        text = json.dumps({"error": {"code": int(status), "message": f"made-up {status}"}}).encode()
+        return self._json(ask, text, status=int(status), headers=headers)
+
+
+@cache
+def _bomb() -> bytes:
+    return gzip.compress(b" " * (1 << 28), 9)
 
 
 def _text(good: Any) -> bytes:
@@ -266,6 +316,7 @@ MALFORMED: dict[str, Callable[[Any], bytes]] = {
     "broken-json": lambda good: _text(good)[:-20],
     "duplicate-key": lambda good: _text(good)[:-1] + b', "tokens": [5]}',  # the last one counts, of another length
     "huge": lambda good: _text(good | {"content": "x" * 5_000_000}),
+    "large": lambda good: _text(good | {"content": "x" * 500_000}),
     "wrong-type": _wrong_type,
     "wrong-length": _wrong_length,
     "out-of-vocabulary": _out_of_vocabulary,
