@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("policies.cli", "Judge teachers and a use before any data exists."),
     "probe": ("collectors.cli", "Ask an endpoint a dozen tiny requests and show its card."),
     "collect": ("collectors.cli", "Collect soft labels; run it again to resume."),
+    "schedule": ("collectors.cli", "Start runs at their times, until stopped."),
     "status": ("storage.cli", "Show rows, tokens, cost, verdicts and what is pending."),
     "sql": ("storage.cli", "Query the soft labels, tokens and candidates of a table."),
     "audit": ("storage.cli", "Decide whether a table version may train a student."),

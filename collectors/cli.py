@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from collectors.dry_run import Estimate
 
+_SHOWN_STARTS = 3
 _RUN = click.argument("run", type=click.Path(path_type=Path), metavar="RUN.toml")
 _WAIVER = click.option(
     "--waiver",
@@ -63,6 +66,11 @@ def collect(run: Path, dry_run: bool, limit: int | None, waivers: tuple[Path, ..
 
         found = estimate(config, limit=limit)
         _show(found)
+        if config.schedule is not None:
+            from collectors.schedule import Standing
+
+            starts = Standing.of(config).next_starts(_SHOWN_STARTS)
+            click.echo(f"next starts  {', '.join(f'{start:%a %Y-%m-%d %H:%M %Z}' for start in starts)}")
         sys.exit(found.decision.exit_code)
 
     from collectors.progress import Console
@@ -73,6 +81,44 @@ def collect(run: Path, dry_run: bool, limit: int | None, waivers: tuple[Path, ..
     click.echo(str(report))
     if report.exit_code:
         sys.exit(report.exit_code)
+
+
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path), metavar="RUN.toml…", nargs=-1, required=True)
+@click.option("--once", is_flag=True, help="Start what is due now, wait for it, and end.")
+@click.option(
+    "--emit", "kind", type=click.Choice(["cron", "systemd", "k8s", "airflow"]), help="Write files for this scheduler."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=".", help="Where --emit writes; default: here.")
+@click.option("--image", default="", help="An image that holds potstill, for --emit k8s.")
+def schedule(runs: tuple[Path, ...], once: bool, kind: str | None, out: Path, image: str) -> None:
+    """Start runs at their times, until stopped.
+
+    [schedule] in a run file says when: cron, window, jitter, timezone. A run drains at the end of its window and goes
+    on in the next; starts that were missed are caught up once. Ctrl-C and SIGTERM stop gently. --once does what is due
+    now and nothing else: --emit writes files that make another scheduler call it.
+    """
+    from collectors.config import read_run
+
+    configs = [read_run(run) for run in runs]
+    if kind is not None:
+        from collectors.emit import emit
+
+        for run, config in zip(runs, configs, strict=True):
+            for path in emit(kind, run, config, out=out, image=image):
+                click.echo(f"{path}  written")
+        return
+    from collectors.schedule import schedule as stand
+
+    code = stand(configs, once=once, say=_say)
+    if code:
+        sys.exit(code)
+
+
+def _say(name: str, line: str) -> None:
+    plain = "".join(letter if letter.isprintable() else " " for letter in line)
+    with suppress(OSError):  # whoever read it may be gone; the runs go on
+        click.echo(f"{datetime.now():%Y-%m-%d %H:%M:%S} {name}: {plain}", err=True)
 
 
 def _show(found: Estimate) -> None:

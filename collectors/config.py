@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, Po
 from pydantic import field_validator as check_field
 from pydantic import model_validator as check_model
 
+from collectors.cron import ScheduleSettings
 from collectors.errors import KeyMissing
 from collectors.origin import check_base_url
 from policies.identity import Teacher
@@ -193,6 +194,8 @@ def _inline_or_file(value: object, info: ValidationInfo) -> object:
 class RunConfig(Settings):
     """A whole run.toml. `name` is the file's stem unless the file says otherwise; it starts the run's id.
 
+    keep_raw: archive every raw response beside the table, so that `potstill reparse` can read it again.
+
     waivers: files of the waivers that the gate takes into account; `collect --waiver` adds to them.
     """
 
@@ -207,6 +210,8 @@ class RunConfig(Settings):
     prompts: PromptSettings
     ask: AskSettings = AskSettings()
     use: Annotated[Use | None, BeforeValidator(_inline_or_file)] = None
+    schedule: ScheduleSettings | None = None
+    keep_raw: bool = False
     waivers: tuple[LocalPath, ...] = ()
 
     @check_model(mode="after")

@@ -12,6 +12,7 @@ should do next is in the type. Only `Transient` errors are worth asking again; a
     ├── EndpointUnfit                 the probe contradicts what the run needs
     ├── PromptError           exit 2  the prompts cannot be read
     ├── KeyMissing            exit 2  the endpoint's key is not where the run file says
+    ├── ScheduleMissing       exit 2  the run file does not say when its run starts
     ├── PolicyRefused         exit 3  the gate denies
     ├── BudgetSpent           exit 4  the next request could exceed the budget
     ├── ReviewNeeded          exit 5  the gate needs a fact or a waiver
@@ -79,6 +80,12 @@ class PromptError(CollectError):
 
 class KeyMissing(CollectError):
     """The place that the run file names for the endpoint's key does not hold one."""
+
+    exit_code = 2
+
+
+class ScheduleMissing(CollectError):
+    """The run file does not say when its run starts."""
 
     exit_code = 2
 

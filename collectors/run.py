@@ -55,6 +55,11 @@ def collect(config: RunConfig, *, limit: int | None = None, watcher: Watcher | N
     return run_until_stopped(lambda stop: _Run(config, limit, watcher or Silent(), stop).collect())
 
 
+async def collect_until(config: RunConfig, stop: asyncio.Event, *, watcher: Watcher) -> RunReport:
+    """`collect` inside an event loop of the caller's, who sets `stop` to end it gently; signals are the caller's."""
+    return await _Run(config, None, watcher, stop).collect()
+
+
 def probe_endpoints(config: RunConfig) -> list[EndpointCard]:
     """The card of each endpoint of the run. The policies decide first: a probe asks the teacher too.
 

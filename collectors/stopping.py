@@ -1,4 +1,4 @@
-"""Work that a signal stops gently: the first Ctrl-C or SIGTERM asks it to end, the second ends it at once.
+"""Work that a signal stops gently: the first Ctrl-C, SIGTERM or SIGHUP asks it to end, the second ends it at once.
 
 Works in a script, in a thread, and in a notebook, where an event loop runs already: there it gets a thread of its own.
 """
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from collectors.errors import Interrupted
 
 T = TypeVar("T")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
@@ -28,7 +28,9 @@ def run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -
 async def _watched(work: Callable[[asyncio.Event], Coroutine[Any, Any, T]], stop: asyncio.Event) -> T:
     task = asyncio.ensure_future(work(stop))
     loop = asyncio.get_running_loop()
-    signals = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    # What is ignored stays ignored: `nohup` lets a run outlive its terminal.
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    signals = heeded if threading.current_thread() is threading.main_thread() else []
 
     def heard() -> None:
         if stop.is_set():

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage.errors import RunHeld
+from storage.data_files import make_folder
+from storage.errors import RunHeld, mapped
 
 
 @contextmanager
@@ -65,6 +66,18 @@ class RunLock:
         """Let the run go and remove the lock file."""
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+
+@contextmanager
+def hold(path: Path, name: str) -> Iterator[None]:
+    """Be the one holder of the lock file at `path`; its folder is made. Raises RunHeld, NotWritable, DiskFull."""
+    with mapped(path):
+        make_folder(path.parent)
+        lock = RunLock(path, name)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def held_by(path: Path) -> str | None:
