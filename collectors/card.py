@@ -13,6 +13,9 @@ from collectors.config import AskSettings
 if TYPE_CHECKING:
     from rich.table import Table
 
+FULL_VOCABULARY = 65_536
+"""The largest vocabulary whose whole distribution is kept: 512 KB a token."""
+
 LogprobSpace = Literal["raw", "scaled", "processed", "unknown"]
 
 
@@ -74,6 +77,11 @@ def contradictions(card: EndpointCard, ask: AskSettings) -> list[str]:
             f"The run asks for top_k = {ask.top_k}, but the endpoint gave no more than {card.largest_k} candidates: "
             f"lower ask.top_k, or raise the server's own limit."
         )
+    if ask.estimator == "full" and card.vocabulary is not None and card.vocabulary > FULL_VOCABULARY:
+        found.append(
+            f"ask.estimator = 'full' would keep {card.vocabulary:,} numbers a token, more than {FULL_VOCABULARY:,}: "
+            "use estimator = 'top_k', whose tail is exact here, or 'sampled'."
+        )
     if ask.mode in ("score", "classify") and not card.scores_prompts:
         found.append(
             f"ask.mode = {ask.mode!r} needs log-probabilities of a given text, which a {card.kind} endpoint does not "
@@ -89,7 +97,7 @@ def contradictions(card: EndpointCard, ask: AskSettings) -> list[str]:
             "Some tokens came with log-probability 0 and no candidates, as speculative decoding leaves them: "
             "start the server without a draft model."
         )
-    if card.context_length is not None and ask.max_tokens >= card.context_length:
+    if ask.mode == "generate" and card.context_length is not None and ask.max_tokens >= card.context_length:
         found.append(
             f"max_tokens = {ask.max_tokens} leaves no room for a prompt in the server's context of "
             f"{card.context_length} tokens: lower ask.max_tokens."

@@ -8,7 +8,15 @@ import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+)
 from pydantic import field_validator as check_field
 from pydantic import model_validator as check_model
 
@@ -25,6 +33,18 @@ PARQUET = frozenset({".parquet", ".pq"})
 IN_PROCESS: frozenset[str] = frozenset({"embedded", "local"})
 
 
+def _beside_the_run_file(spec: str, info: ValidationInfo) -> str:
+    """`module:function` → `/folder of the run file/module.py:function`."""
+    module, _, function = spec.partition(":")
+    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError("name a function as module:function, where module.py lies beside the run file")
+    folder = Path((info.context or {}).get("folder", "")).absolute()
+    return f"{folder.joinpath(*module.split('.'))}.py:{function}"
+
+
+LocalFunction = Annotated[str, AfterValidator(_beside_the_run_file)]
+
+
 class TeacherSettings(Settings):
     """The teacher as the register knows it; `tokenizer` is a tokenizer.json whose hash the rows carry."""
 
@@ -36,8 +56,9 @@ class TeacherSettings(Settings):
 class EndpointSettings(Settings):
     """One place where the teacher answers. `embedded` and `local` have no address; all others need `base_url`.
 
-    `served_model`: the server's own name for the model; for `local` a folder of transformers.
-    `model_path`: another GGUF for `embedded`.
+    `served_model`: the server's own name for the model.
+    `model_path`: another GGUF for `embedded`; the folder of the model for `local`, else teacher.model is its name.
+    `callable`, `dtype`: for `local` alone: a function of yours as the teacher; the numbers that a model computes in.
     """
 
     kind: Kind
@@ -51,6 +72,8 @@ class EndpointSettings(Settings):
     model_path: LocalPath | None = None
     context_length: PositiveInt = 4096
     slots: PositiveInt = 1
+    callable: LocalFunction | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     @check_field("kind", mode="before")
     @classmethod
@@ -73,8 +96,12 @@ class EndpointSettings(Settings):
             raise ValueError(f"kind = {self.kind!r} needs base_url, such as http://127.0.0.1:8000")
         if self.api_key_env is not None and self.api_key_file is not None:
             raise ValueError("give api_key_env or api_key_file, not both")
-        if self.model_path is not None and self.kind != "embedded":
-            raise ValueError("model_path belongs to kind = 'embedded'; a server knows its own model")
+        if self.model_path is not None and self.kind not in IN_PROCESS:
+            raise ValueError("model_path belongs to kind = 'embedded' or 'local'; a server knows its own model")
+        if self.kind != "local" and (self.callable is not None or self.dtype != "auto"):
+            raise ValueError("callable and dtype belong to kind = 'local'; a server has its own model and numbers")
+        if self.callable is not None and self.model_path is not None:
+            raise ValueError("give callable or model_path, not both: either of them is the teacher")
         return self
 
     def api_key(self) -> str | None:
@@ -158,11 +185,18 @@ class PromptSettings(Settings):
 
 
 class AskSettings(Settings):
-    """What is asked for each prompt. `top_k` candidates return per position; `sampling_top_k` shapes the sampling."""
+    """What is asked for each prompt. `top_k` candidates return per position; `sampling_top_k` shapes the sampling.
+
+    For `local` alone: `estimator` `sampled` adds `draws` candidates drawn from what is outside the top k, `full` keeps
+    the whole distribution; `tail_sums` are temperatures T for which log Σ_tail p^{1/T} is kept too.
+    """
 
     mode: Mode = "generate"
     bos: Literal["server", "add"] = "server"
     top_k: int = Field(default=20, ge=0, le=4096)
+    estimator: Literal["top_k", "sampled", "full"] = "top_k"
+    draws: PositiveInt = 50
+    tail_sums: tuple[PositiveFloat, ...] = ()
     samples: PositiveInt = 1
     max_tokens: PositiveInt = 128
     temperature: NonNegativeFloat = 1.0
@@ -178,9 +212,20 @@ class AskSettings(Settings):
             raise ValueError("labels and mode = 'classify' belong together: give the fixed set of labels, at least two")
         if self.mode == "classify" and (len(self.labels) < 2 or len(set(self.labels)) != len(self.labels)):
             raise ValueError("labels must hold at least two different labels")
-        if self.samples > 1 and self.mode != "generate":
+        if self.samples > 1 and self.mode not in ("generate", "mask"):
             raise ValueError(f"samples > 1 would repeat the same row: mode = {self.mode!r} has no chance in it")
+        if self.mode == "classify" and self.sees_all:
+            raise ValueError("estimator and tail_sums are of no use in mode = 'classify': the whole set is kept anyway")
+        if self.tail_sums and self.estimator == "sampled":
+            raise ValueError("tail_sums belong to estimator = 'top_k' or 'full': sampled labels serve T = 1 alone")
+        if 1.0 in self.tail_sums or len(set(self.tail_sums)) != len(self.tail_sums):
+            raise ValueError("tail_sums names different temperatures, and not 1: that sum is always kept")
         return self
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether the teacher's whole distribution must be in view, which no server sends."""
+        return self.estimator != "top_k" or bool(self.tail_sums)
 
 
 def _inline_or_file(value: object, info: ValidationInfo) -> object:
@@ -195,7 +240,6 @@ class RunConfig(Settings):
     """A whole run.toml. `name` is the file's stem unless the file says otherwise; it starts the run's id.
 
     keep_raw: archive every raw response beside the table, so that `potstill reparse` can read it again.
-
     waivers: files of the waivers that the gate takes into account; `collect --waiver` adds to them.
     """
 
@@ -210,9 +254,9 @@ class RunConfig(Settings):
     prompts: PromptSettings
     ask: AskSettings = AskSettings()
     use: Annotated[Use | None, BeforeValidator(_inline_or_file)] = None
+    waivers: tuple[LocalPath, ...] = ()
     schedule: ScheduleSettings | None = None
     keep_raw: bool = False
-    waivers: tuple[LocalPath, ...] = ()
 
     @check_model(mode="after")
     def _check_together(self) -> Self:
@@ -224,6 +268,14 @@ class RunConfig(Settings):
             raise ValueError("budget.usd needs a [price]: without one the cost of a request is not known")
         if self.ask.mode == "mask" and self.pool[0].kind != "local":
             raise ValueError("ask.mode = 'mask' needs endpoint.kind = 'local': no server scores masked positions")
+        if self.ask.sees_all and self.pool[0].kind != "local":
+            raise ValueError(
+                "ask.estimator and ask.tail_sums need endpoint.kind = 'local': servers send the top k alone"
+            )
+        if self.pool[0].callable is not None and self.ask.mode != "classify":
+            raise ValueError(
+                "endpoint.callable gives probabilities of labels: set ask.mode = 'classify' and ask.labels"
+            )
         return self
 
     @property

@@ -5,7 +5,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from collectors.card import EndpointCard, contradictions, warnings
 from collectors.config import EndpointSettings, RunConfig
@@ -13,7 +12,7 @@ from collectors.errors import EndpointStopped, EndpointUnfit, Rejected, Transien
 from collectors.http import HttpSender, Sender
 from collectors.plan import TeacherTokens
 from collectors.probe import probe
-from collectors.providers import Provider, local_sender, provider
+from collectors.providers import Provider, local_sender, local_tokenizer, provider
 from collectors.providers.embedded import EmbeddedServer, default_gguf
 from collectors.retry import attempts
 from collectors.tokenizer import Tokenizer, load_tokenizer
@@ -42,8 +41,8 @@ def tokenizer_of(config: RunConfig) -> Tokenizer | None:
     if first.kind == "embedded":
         return load_tokenizer(first.model_path or default_gguf())
     if first.kind == "local":
-        beside = Path(first.served_model or config.teacher.model) / "tokenizer.json"
-        return load_tokenizer(beside) if beside.is_file() else None
+        file = local_tokenizer(config.teacher, first)
+        return None if file is None else load_tokenizer(file)
     return None
 
 

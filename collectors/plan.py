@@ -68,6 +68,8 @@ class _CanonicalSampling(msgspec.Struct):
 class _CanonicalRequest(msgspec.Struct):
     bos: str
     completion: str | None
+    draws: int | None
+    estimator: str
     kind: str
     labels: tuple[str, ...]
     messages: tuple[dict[str, str], ...] | None
@@ -78,6 +80,7 @@ class _CanonicalRequest(msgspec.Struct):
     revision: str | None
     sample_index: int
     sampling: _CanonicalSampling
+    tail_sums: tuple[float, ...]
     template_sha256: str | None
     tokenizer_sha256: str | None
     top_k: int
@@ -130,6 +133,8 @@ class Plan:
         request = _CanonicalRequest(
             bos=self._ask.bos,
             completion=prompt.completion,
+            draws=self._ask.draws if self._ask.estimator == "sampled" else None,
+            estimator=self._ask.estimator,
             kind=self._kind,
             labels=self._ask.labels,
             messages=messages,
@@ -140,6 +145,7 @@ class Plan:
             revision=self._teacher.revision,
             sample_index=sample_index,
             sampling=self._sampling,
+            tail_sums=self._ask.tail_sums,
             template_sha256=self._tokens.template_sha256,
             tokenizer_sha256=self._tokens.tokenizer_sha256,
             top_k=self._ask.top_k,

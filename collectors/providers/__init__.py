@@ -7,6 +7,7 @@ the exact tokens that the teacher saw, a provider may ask for preparatory exchan
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -26,7 +27,19 @@ if TYPE_CHECKING:
     from collectors.providers.answer import Answer
     from collectors.providers.in_process_sender import InProcessSender
 
-__all__ = ["KINDS", "Engine", "Provider", "ProviderUnavailable", "Reading", "local_sender", "provider"]
+__all__ = [
+    "KINDS",
+    "Engine",
+    "Provider",
+    "ProviderUnavailable",
+    "Reading",
+    "local_sender",
+    "local_tokenizer",
+    "provider",
+]
+
+# Questions that a function gets in one call, at most: a call of NumPy costs more than a row.
+_CALLED_TOGETHER = 256
 
 
 class ProviderUnavailable(CollectError):
@@ -41,7 +54,8 @@ class Reading:
 
     text: the answer without its reasoning. labels: None where token ids are not known; then `token_bytes` has the bytes
     of each token. prompt_token_ids: what the teacher saw before the first target, BOS included; for masked models all
-    that it saw, and `target_positions` says where in it the targets are. tail_sums: only where full logits were seen.
+    that it saw, and `target_positions` says where in it the targets are. tail_sums, top_weights and an estimator other
+    than top_k: only where full logits were seen.
     """
 
     text: str
@@ -52,6 +66,8 @@ class Reading:
     token_bytes: tuple[bytes, ...] | None = None
     target_positions: NDArray[np.int32] | None = None
     tail_sums: tuple[TailSum, ...] | None = None
+    top_weights: NDArray[np.float32] | None = None
+    estimator: str = "top_k"
     logprob_space: str = "unknown"
     usage: Usage = field(default_factory=Usage)
     response_id: str | None = None
@@ -148,14 +164,30 @@ def provider(
 
 
 def local_sender(teacher: TeacherSettings, endpoint: EndpointSettings, ask: AskSettings) -> "InProcessSender":
-    """The sender for kind `local`: loads the model of the folder endpoint.served_model, else teacher.model.
+    """The sender for kind `local`: imports the function endpoint.callable, or loads the model endpoint.model_path, else
+    teacher.model.
 
-    Raises ProviderUnavailable when torch or transformers are missing, EndpointStopped when the model cannot be read.
+    Raises ProviderUnavailable when torch or transformers are missing, EndpointStopped when the model or the function
+    cannot be loaded.
     """
-    sender = _imported("local", "collectors.providers.in_process_sender")
+    from collectors.providers.callable_teacher import load_callable
+    from collectors.providers.in_process_sender import InProcessSender
+
+    if endpoint.callable is not None:
+        return InProcessSender(load_callable(endpoint.callable), batch=_CALLED_TOGETHER)
     model = _imported("local", "collectors.providers.local")
-    made: InProcessSender = sender.InProcessSender(model.open_teacher(endpoint.served_model or teacher.model, ask.mode))
-    return made
+    return InProcessSender(model.open_teacher(endpoint.model_path or teacher.model, ask.mode, endpoint.dtype))
+
+
+def local_tokenizer(teacher: TeacherSettings, endpoint: EndpointSettings) -> Path | None:
+    """The tokenizer.json of the model that kind `local` loads; None where there is none, as for a function."""
+    if endpoint.callable is not None:
+        return None
+    if endpoint.model_path is not None:
+        beside = endpoint.model_path / "tokenizer.json"
+        return beside if beside.is_file() else None
+    found: Path | None = _imported("local", "collectors.providers.local").tokenizer_file(teacher.model)
+    return found
 
 
 def _imported(kind: str, module: str) -> ModuleType:

@@ -5,6 +5,7 @@ itself, and torch with it, is in collectors.providers.local.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -29,6 +30,9 @@ class Question(msgspec.Struct, kw_only=True, frozen=True):
 
     mode: str
     k: int
+    estimator: str = "top_k"
+    draws: int = 0
+    tail_sums: tuple[float, ...] = ()
     prompt: str | None = None
     messages: tuple[dict[str, str], ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
@@ -46,11 +50,12 @@ class Question(msgspec.Struct, kw_only=True, frozen=True):
 class Told(msgspec.Struct, kw_only=True):
     """The teacher's answer: T targets with k candidates, little-endian blocks, best first, −1 and −inf where missing.
 
-    tail_sums: temperature and log Σ over the tail of p^{1/temperature}, one number a target.
+    prompt_token_ids: None where the teacher has no tokens. tail_sums: temperature and log Σ over the tail of
+    p^{1/temperature}, one number a target. top_weights: of an estimator `sampled`, see storage.rows.Row.
     """
 
     text: str
-    prompt_token_ids: list[int]
+    prompt_token_ids: list[int] | None
     finish_reason: str | None = None
     k: int
     token_ids: bytes  # int32 (T)
@@ -61,6 +66,7 @@ class Told(msgspec.Struct, kw_only=True):
     log_tail: bytes  # float32 (T)
     target_positions: bytes | None = None  # int32 (T)
     tail_sums: list[tuple[float, bytes]] = []
+    top_weights: bytes | None = None  # float32 (T, k)
 
 
 class About(msgspec.Struct):
@@ -112,6 +118,9 @@ class InProcess:
         question = Question(
             mode=ask.mode,
             k=ask.top_k,
+            estimator=ask.estimator,
+            draws=ask.draws if ask.estimator == "sampled" else 0,
+            tail_sums=ask.tail_sums,
             prompt=item.prompt,
             messages=messages,
             prompt_token_ids=item.prompt_token_ids,
@@ -128,18 +137,25 @@ class InProcess:
         return Request("POST", "/ask", msgspec.json.encode(question))
 
     def read(self, item: Item, body: bytes) -> Reading:
-        """The labels as the model gave them. Raises Rejected."""
+        """The labels as the model gave them; tokens alone where nothing else was asked for. Raises Rejected."""
         found = decode(_TOLD, body)
         labels = _labels(found)
+        estimator = self._ask.estimator
+        if labels.k == 0 and estimator == "top_k":
+            unknown = np.full(len(labels), np.nan, dtype=np.float32)
+            labels = replace(labels, token_logprobs=unknown, token_ranks=np.zeros(len(labels), dtype=np.int32))
+        weights = None if found.top_weights is None else _block(found.top_weights, np.float32)
         positions = None if found.target_positions is None else _block(found.target_positions, np.int32)
         sums = tuple(TailSum(temperature=t, log_sums=_block(block, np.float32)) for t, block in found.tail_sums)
         return Reading(
             text=found.text,
             finish_reason=found.finish_reason,
             labels=labels,
-            prompt_token_ids=tuple(found.prompt_token_ids),
+            prompt_token_ids=_prompt_ids(found),
             target_positions=positions,
             tail_sums=sums or None,
+            top_weights=None if weights is None else _reshaped(weights, labels.top_ids.shape),
+            estimator=estimator,
             logprob_space="raw",
             usage=_usage(found, len(labels)),
             model=None,
@@ -159,7 +175,7 @@ class InProcess:
                 candidate_ids=labels.top_ids.reshape(-1).tolist(),
                 candidate_logprobs=labels.top_logprobs.reshape(-1).tolist(),
             ),
-            prompt_token_ids=tuple(found.prompt_token_ids),
+            prompt_token_ids=_prompt_ids(found),
             usage=_usage(found, len(labels)),
         )
 
@@ -179,7 +195,11 @@ class InProcess:
 
 
 def _usage(found: Told, targets: int) -> Usage:
-    return Usage(prompt_tokens=len(found.prompt_token_ids), completion_tokens=targets)
+    return Usage(prompt_tokens=len(found.prompt_token_ids or ()), completion_tokens=targets)
+
+
+def _prompt_ids(found: Told) -> tuple[int, ...] | None:
+    return None if found.prompt_token_ids is None else tuple(found.prompt_token_ids)
 
 
 def _labels(found: Told) -> Labels:
@@ -205,13 +225,13 @@ def _block(raw: bytes, dtype: Any) -> NDArray[Any]:
         raise Rejected("wrong_shape", "a block of an answer is not of whole numbers") from error
 
 
-def _reshaped(block: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+def _reshaped(block: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     if block.size != shape[0] * shape[1]:
         raise Rejected("length_mismatch", f"{block.size} candidates came for {shape[0]} targets of {shape[1]}")
     return block.reshape(shape)
 
 
-def told_labels(question: Question, prompt: list[int], logprobs: NDArray[np.float64]) -> Told:
+def told_labels(question: Question, prompt: list[int] | None, logprobs: NDArray[np.float64]) -> Told:
     """A distribution over the question's labels [L] as an answer of one target: ids are places in the label set."""
     order = np.argsort(-logprobs, kind="stable")
     return Told(

@@ -1,121 +1,105 @@
-"""A transformers model in this process: the whole distribution is in view, so the tail is exact.
-
-Causal models generate, score and classify; masked models answer at masked positions. Questions that wait together are
-answered in one batch. Logits are turned into labels at once, a few positions at a time: [T, V] in double is never held.
+"""A transformers model in this process. Causal models generate, score and classify; masked models answer at masked
+positions. Questions that wait together go through the model together, as many as the memory for their logits allows.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+
+# Threads that spin while they wait take the cores from those that they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils.hub import cached_file
 
 from collectors.errors import EndpointStopped, Rejected
+from collectors.providers.distribution import Distribution, concatenated, distribution
 from collectors.providers.in_process import About, Question, Told, told_labels
 
 MASKED_SHARE = 0.15
 """Share of positions that are masked, as BERT and DistilBERT were trained (Devlin et al. 2019)."""
 
-_POSITIONS_TOGETHER = 8  # their logits in double stay in the processor's cache
+# Logits of one pass, and of one sequence alone: 256 MB and 4 GB in float32.
+_LOGITS_TOGETHER = 2**26
+_LOGITS_OF_ONE = 2**30
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Batch = Callable[[Sequence[Question]], list[Told | Rejected]]
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """Labels of T targets from full logits, as in storage.codec.Labels, and log Σ_tail p^{1/t} by temperature t."""
+class _Teacher:
+    """A model with its tokenizer, from a local folder or a name that transformers knows; safetensors only."""
 
-    token_logprobs: torch.Tensor  # (T) double
-    token_ranks: torch.Tensor  # (T)
-    top_ids: torch.Tensor  # (T, k)
-    top_logprobs: torch.Tensor  # (T, k) double
-    log_tail: torch.Tensor  # (T) double
-    tail_sums: tuple[torch.Tensor, ...]  # (T) double, one for each temperature
-
-
-def distribution(
-    logits_TV: torch.Tensor, target_ids_T: torch.Tensor, k: int, temperatures: Sequence[float] = ()
-) -> Distribution:
-    """Labels from logits [T, V] for targets [T], in double. Raises Rejected when a logit is NaN or +inf."""
-    pieces = range(0, len(target_ids_T), _POSITIONS_TOGETHER)
-    return concatenated(
-        [
-            _distribution(
-                logits_TV[at : at + _POSITIONS_TOGETHER],
-                target_ids_T[at : at + _POSITIONS_TOGETHER],
-                min(k, logits_TV.shape[1]),
-                temperatures,
-            )
-            for at in pieces
-        ]
-    )
-
-
-def _distribution(logits: torch.Tensor, targets: torch.Tensor, k: int, temperatures: Sequence[float]) -> Distribution:
-    """One pass of exp over the vocabulary for each temperature; candidates and ranks need none."""
-    best, ids = logits.topk(k)
-    if not torch.isfinite(best[:, 0]).all():  # topk puts NaN first
-        raise Rejected("nan", "the model gave a logit that is no number")
-    own, first = logits.gather(-1, targets[:, None]), best[:, :1].double()
-
-    def tail_sum(temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """log Σ over all and over the tail of exp((z − z_best) / temperature), [T] each."""
-        mass = torch.sub(logits, first).div_(temperature).exp_()
-        whole = mass.sum(-1).log()
-        return whole, mass.scatter_(-1, ids, 0.0).sum(-1).log()
-
-    whole, tail = tail_sum(1.0)
-    log_sum = first + whole[:, None]
-    return Distribution(
-        token_logprobs=(own - log_sum)[:, 0],
-        token_ranks=(logits > own).count_nonzero(-1) + 1,
-        top_ids=ids,
-        top_logprobs=best - log_sum,
-        log_tail=tail - whole,
-        tail_sums=tuple(tail_sum(t)[1] - whole / t for t in temperatures),
-    )
-
-
-def concatenated(parts: Sequence[Distribution]) -> Distribution:
-    """Distributions of one sequence, joined along its positions; at least one."""
-    return Distribution(
-        token_logprobs=torch.cat([part.token_logprobs for part in parts]),
-        token_ranks=torch.cat([part.token_ranks for part in parts]),
-        top_ids=torch.cat([part.top_ids for part in parts]),
-        top_logprobs=torch.cat([part.top_logprobs for part in parts]),
-        log_tail=torch.cat([part.log_tail for part in parts]),
-        tail_sums=tuple(torch.cat(sums) for sums in zip(*(part.tail_sums for part in parts), strict=True)),
-    )
-
-
-class CausalTeacher:
-    """A causal language model and its tokenizer, from a local folder or a name that transformers knows.
-
-    tail_temperatures: for which the tail's sum is kept too. Weights are read from safetensors only.
-    """
-
-    def __init__(self, folder: Path | str, *, device: str = "cpu", tail_temperatures: Sequence[float] = ()) -> None:
+    def __init__(self, made_by: Any, folder: Path | str, device: str, dtype: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto")
+        model: Any = made_by.from_pretrained(folder, use_safetensors=True, dtype=dtype)
         self.model: Any = model.to(torch.device(device)).eval()
-        self.temperatures = tuple(tail_temperatures)
+        self.context_length: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        self.vocabulary = int(self.model.config.get_text_config().vocab_size)
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """Logits [S, V] of each sequence, in order; row j of a causal model is the distribution of token j + 1."""
+        device, at = self.model.device, 0
+        while at < len(rows):
+            end, longest = at, 0
+            while end < len(rows):
+                longest = max(longest, len(rows[end]))
+                if end > at and (end + 1 - at) * longest * self.vocabulary > _LOGITS_TOGETHER:
+                    break
+                end += 1
+            together = [torch.tensor(list(row), device=device) for row in rows[at:end]]
+            ids = torch.nn.utils.rnn.pad_sequence(together, batch_first=True)
+            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in together], batch_first=True)
+            found = self.model(input_ids=ids, attention_mask=mask).logits
+            yield from (found[i, : len(row)] for i, row in enumerate(together))
+            at = end
+
+    def check_length(self, tokens: int) -> None:
+        """Raise Rejected where a sequence is longer than the model's context, or its logits than memory should be."""
+        if self.context_length is not None and tokens > self.context_length:
+            raise Rejected("context_overflow", f"{tokens} tokens, more than the model's {self.context_length}")
+        if tokens * self.vocabulary > _LOGITS_OF_ONE:
+            raise Rejected("context_overflow", f"{tokens} tokens of {self.vocabulary} logits take too much memory")
+
+    def about(self) -> About:
+        """Engine, version, vocabulary, context and chat template."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return About(
+            engine="transformers",
+            version=f"{version('transformers')} torch {torch.__version__} {dtype}",
+            model=str(self.model.config.model_type),
+            vocabulary=self.vocabulary,
+            context_length=self.context_length,
+            template=template if isinstance(template, str) else None,
+        )
+
+
+class CausalTeacher(_Teacher):
+    """A causal language model."""
+
+    def __init__(self, folder: Path | str, *, device: str = "cpu", dtype: str = "auto") -> None:
+        super().__init__(AutoModelForCausalLM, folder, device, dtype)
 
     def answer(self, questions: Sequence[Question]) -> list[Told | Rejected]:
-        """One answer a question; those that generate are computed together."""
-        ways: dict[str, Callable[[Question], Told]] = {"score": self._score, "classify": self._classify}
-        told = {i: _one(ways, question) for i, question in enumerate(questions) if question.mode != "generate"}
-        generating = [i for i in range(len(questions)) if i not in told]
-        if generating:
-            told |= zip(generating, self._generate([questions[i] for i in generating]), strict=True)
-        return [told[i] for i in range(len(questions))]
+        """One answer a question; those of one mode are computed together."""
+        ways: dict[str, Batch] = {"score": self._score, "classify": self._classify, "generate": self._generate}
+        return _by_mode(ways, questions)
 
     def prompt_ids(self, question: Question) -> list[int]:
         """The prompt's tokens, by the tokenizer's own rule or the model's chat template; BOS before them if asked."""
         if question.prompt_token_ids is not None:
             return list(question.prompt_token_ids)
         if question.messages is not None:
+            if self.tokenizer.chat_template is None:
+                raise Rejected("no_template", "the model has no chat template: use prompts, not messages")
             rendered = self.tokenizer.apply_chat_template(
                 list(question.messages), add_generation_prompt=True, tokenize=False
             )
@@ -125,44 +109,60 @@ class CausalTeacher:
         bos = self.tokenizer.bos_token_id
         return [bos, *ids] if question.add_bos and bos is not None and ids[:1] != [bos] else list(ids)
 
-    @torch.inference_mode()
-    def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """Logits [S, V] of one sequence; row j is the distribution of token j + 1."""
-        row = torch.tensor([list(ids)], device=self.model.device)
-        return torch.as_tensor(self.model(input_ids=row, use_cache=False).logits[0])
+    def _score(self, questions: Sequence[Question]) -> list[Told | Rejected]:
+        texts = [_or_rejected(self._targets, question) for question in questions]
+        rows = self.logits([text[0] for text in texts if not isinstance(text, Rejected)])
+        return [
+            text if isinstance(text, Rejected) else _or_rejected(_scored, question, *text, next(rows))
+            for question, text in zip(questions, texts, strict=True)
+        ]
 
-    def _score(self, question: Question) -> Told:
+    def _targets(self, question: Question) -> tuple[list[int], int]:
+        """All tokens of a text, and where its targets begin."""
         prompt = self.prompt_ids(question)
         more = [] if question.completion is None else self._continuation(question.completion)
         ids, first = prompt + more, len(prompt) if more else 1
         if len(ids) <= first or first == 0:
             raise Rejected("no_targets", "the text has no token that the teacher had a context for")
-        targets = torch.tensor(ids[first:], device=self.model.device)
-        found = distribution(self.logits(ids)[first - 1 : -1], targets, question.k, self.temperatures)
-        text = question.prompt or "" if question.completion is None else question.completion
-        return _told(text, ids[:first], ids[first:], found, question.k, self.temperatures)
+        self.check_length(len(ids))
+        return ids, first
 
     def _continuation(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _classify(self, question: Question) -> Told:
+    def _classify(self, questions: Sequence[Question]) -> list[Told | Rejected]:
+        return [_or_rejected(self._classified, question) for question in questions]
+
+    def _classified(self, question: Question) -> Told:
         """Each label's log-probability is that of its whole token sequence behind the prompt, over all labels."""
         prompt = self.prompt_ids(question)
+        more = [self._continuation(label) for label in question.labels]
+        if not prompt or not all(more):
+            raise Rejected("no_targets", "the prompt or a label has no tokens")
+        self.check_length(len(prompt) + max(map(len, more)))
         sums = []
-        for label in question.labels:
-            more = self._continuation(label)
-            if not more or not prompt:
-                raise Rejected("no_targets", f"the label {label!r} or its prompt has no tokens")
-            logprobs = self.logits(prompt + more)[len(prompt) - 1 : -1].double().log_softmax(-1)
-            sums.append(logprobs.gather(-1, torch.tensor(more, device=logprobs.device)[:, None]).sum())
+        for label, logits in zip(more, self.logits([prompt + label for label in more]), strict=True):
+            logprobs = logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+            sums.append(logprobs.gather(-1, torch.tensor(label, device=logprobs.device)[:, None]).sum())
         return told_labels(question, prompt, torch.stack(sums).log_softmax(-1).cpu().numpy())
 
-    @torch.inference_mode()
     def _generate(self, questions: Sequence[Question]) -> list[Told | Rejected]:
         """All questions together, padded on the left; each draws from its own seed and stops at its own end."""
-        states = [_Growing(question, self.prompt_ids(question)) for question in questions]
-        if not all(state.prompt for state in states):
-            return [Rejected("empty_prompt", "a prompt without tokens cannot be continued") for _ in questions]
+        begun = [_or_rejected(self._begun, question) for question in questions]
+        states = [state for state in begun if not isinstance(state, Rejected)]
+        if states:
+            self._grow(states)
+        return [state if isinstance(state, Rejected) else self._grown(state) for state in begun]
+
+    def _begun(self, question: Question) -> "_Growing":
+        prompt = self.prompt_ids(question)
+        if not prompt:
+            raise Rejected("empty_prompt", "a prompt without tokens cannot be continued")
+        self.check_length(len(prompt) + question.max_tokens)
+        return _Growing(question, prompt)
+
+    @torch.inference_mode()
+    def _grow(self, states: Sequence["_Growing"]) -> None:
         width, device = max(len(state.prompt) for state in states), self.model.device
         fed = torch.tensor([[0] * (width - len(state.prompt)) + state.prompt for state in states], device=device)
         mask = torch.tensor(
@@ -175,23 +175,17 @@ class CausalTeacher:
                 input_ids=fed, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             )
             cache = out.past_key_values
-            tokens = [state.grow(out.logits[i, -1:], ends, self.temperatures) for i, state in enumerate(states)]
+            tokens = [state.grow(out.logits[i, -1:], ends) for i, state in enumerate(states)]
             fed = torch.tensor([[token] for token in tokens], device=device)
             mask = torch.cat([mask, torch.ones_like(fed)], dim=-1)
-        return [self._grown(state) for state in states]
 
     def _grown(self, state: "_Growing") -> Told | Rejected:
         if state.rejected is not None:
             return state.rejected
         text = str(self.tokenizer.decode(state.tokens, skip_special_tokens=True))
-        found = concatenated(state.parts)
-        told = _told(text, state.prompt, state.tokens, found, state.question.k, self.temperatures)
+        told = _told(text, state.prompt, state.tokens, concatenated(state.parts), state.question)
         told.finish_reason = state.finish_reason
         return told
-
-    def about(self) -> About:
-        """Engine, version, vocabulary, context and chat template."""
-        return _about(self.model, self.tokenizer)
 
 
 class _Growing:
@@ -210,14 +204,14 @@ class _Growing:
     def growing(self) -> bool:
         return self.finish_reason is None and self.rejected is None
 
-    def grow(self, logits_1V: torch.Tensor, ends: frozenset[int], temperatures: Sequence[float]) -> int:
+    def grow(self, logits_1V: torch.Tensor, ends: frozenset[int]) -> int:
         """The next token; 0 when the sequence has ended."""
         if not self.growing:
             return 0
         try:
             token = draw(logits_1V[0], self.question, self._random)
             target = torch.tensor([token], device=logits_1V.device)
-            self.parts.append(distribution(logits_1V, target, self.question.k, temperatures))
+            self.parts.append(distribution(logits_1V, target, self.question, self._random))
         except Rejected as error:
             self.rejected = error
             return 0
@@ -249,62 +243,84 @@ def draw(logits_V: torch.Tensor, question: Question, random: torch.Generator) ->
     return int(order[torch.multinomial(probabilities * keep, 1, generator=random)])
 
 
-class MaskedTeacher:
+class MaskedTeacher(_Teacher):
     """A masked language model: a share of a text's tokens is masked, and the distributions there are the labels."""
 
-    def __init__(self, folder: Path | str, *, device: str = "cpu", tail_temperatures: Sequence[float] = ()) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForMaskedLM.from_pretrained(folder, use_safetensors=True, dtype="auto")
-        self.model: Any = model.to(torch.device(device)).eval()
-        self.temperatures = tuple(tail_temperatures)
+    def __init__(self, folder: Path | str, *, device: str = "cpu", dtype: str = "auto") -> None:
+        super().__init__(AutoModelForMaskedLM, folder, device, dtype)
 
     def answer(self, questions: Sequence[Question]) -> list[Told | Rejected]:
         """One answer a question."""
-        return [_one({"mask": self._mask}, question) for question in questions]
+        return _by_mode({"mask": self._mask}, questions)
 
-    @torch.inference_mode()
-    def _mask(self, question: Question) -> Told:
-        """Positions are chosen by the question's seed among the tokens that are not special, at least one."""
-        ids = list(question.prompt_token_ids or self.tokenizer(question.prompt or "")["input_ids"])
+    def _mask(self, questions: Sequence[Question]) -> list[Told | Rejected]:
+        texts = [_or_rejected(self._masked, question) for question in questions]
+        rows = self.logits([text[0] for text in texts if not isinstance(text, Rejected)])
+        return [
+            text if isinstance(text, Rejected) else _or_rejected(_unmasked, question, *text, next(rows))
+            for question, text in zip(questions, texts, strict=True)
+        ]
+
+    def _masked(self, question: Question) -> tuple[list[int], list[int], list[int]]:
+        """The text's tokens with some masked, where, and what stood there.
+
+        Positions are chosen by the question's seed among the tokens that are not special, at least one.
+        """
+        if question.messages is not None or question.completion is not None:
+            raise Rejected("text_only", "a text is masked, not messages or a completion: use prompts")
+        ids = list(question.prompt_token_ids or self.tokenizer(question.prompt)["input_ids"])
+        self.check_length(len(ids))
         special = set(self.tokenizer.all_special_ids)
         free = [i for i, token in enumerate(ids) if token not in special]
         if not free:
             raise Rejected("no_targets", "the text has no token that could be masked")
         count = max(1, round(MASKED_SHARE * len(free)))
         chosen = sorted(np.random.default_rng(question.seed).choice(free, size=count, replace=False).tolist())
-        masked = list(ids)
-        for i in chosen:
-            masked[i] = self.tokenizer.mask_token_id
-        row = torch.tensor([masked], device=self.model.device)
-        logits = self.model(input_ids=row).logits[0, chosen]
         realised = [ids[i] for i in chosen]
-        found = distribution(logits, torch.tensor(realised, device=row.device), question.k, self.temperatures)
-        told = _told(question.prompt or "", masked, realised, found, question.k, self.temperatures)
-        told.target_positions = np.asarray(chosen, dtype="<i4").tobytes()
-        return told
-
-    def about(self) -> About:
-        """Engine, version, vocabulary, context and chat template."""
-        return _about(self.model, self.tokenizer)
+        for i in chosen:
+            ids[i] = self.tokenizer.mask_token_id
+        return ids, chosen, realised
 
 
-def open_teacher(folder: Path | str, mode: str) -> CausalTeacher | MaskedTeacher:
+def open_teacher(folder: Path | str, mode: str, dtype: str = "auto") -> CausalTeacher | MaskedTeacher:
     """A folder as the teacher for a mode, on the GPU if there is one. Raises EndpointStopped for what is no model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = MaskedTeacher if mode == "mask" else CausalTeacher
     try:
-        return MaskedTeacher(folder, device=device) if mode == "mask" else CausalTeacher(folder, device=device)
+        teacher = kind(folder, device=device, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EndpointStopped(
             f"The teacher {folder} cannot be read as a transformers model with safetensors: {first}"
         ) from error
+    if mode == "mask" and teacher.tokenizer.mask_token_id is None:
+        raise EndpointStopped(f"The tokenizer of {folder} has no mask token: ask.mode = 'mask' needs a masked model.")
+    return teacher
 
 
-def _one(ways: dict[str, Callable[[Question], Told]], question: Question) -> Told | Rejected:
-    if question.mode not in ways:
-        return Rejected("mode_not_possible", f"this model cannot do ask.mode = {question.mode!r}")
+def tokenizer_file(name: str) -> Path | None:
+    """The tokenizer.json of a folder or of a model that transformers knows by name; None where it has none."""
     try:
-        return ways[question.mode](question)
+        found = cached_file(name, "tokenizer.json")
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Path(found)
+
+
+def _by_mode(ways: Mapping[str, Batch], questions: Sequence[Question]) -> list[Told | Rejected]:
+    told: dict[int, Told | Rejected] = {}
+    for mode in dict.fromkeys(question.mode for question in questions):
+        places = [i for i, question in enumerate(questions) if question.mode == mode]
+        if mode in ways:
+            told |= zip(places, ways[mode]([questions[i] for i in places]), strict=True)
+        else:
+            told |= {i: Rejected("mode_not_possible", f"this model cannot do ask.mode = {mode!r}") for i in places}
+    return [told[i] for i in range(len(questions))]
+
+
+def _or_rejected(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Rejected:
+    try:
+        return step(*args, **kwargs)
     except Rejected as error:
         return error
 
@@ -316,36 +332,37 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(end for end in (*ends, tokenizer.eos_token_id) if end is not None)
 
 
-def _about(model: Any, tokenizer: Any) -> About:
-    template = getattr(tokenizer, "chat_template", None)
-    return About(
-        engine="transformers",
-        version=f"{version('transformers')} torch {torch.__version__}",
-        model=str(model.config.model_type),
-        vocabulary=int(model.config.vocab_size),
-        context_length=getattr(model.config, "max_position_embeddings", None),
-        template=template if isinstance(template, str) else None,
-    )
+def _scored(question: Question, ids: list[int], first: int, logits: torch.Tensor) -> Told:
+    targets = torch.tensor(ids[first:], device=logits.device)
+    found = distribution(logits[first - 1 : -1], targets, question)
+    text = question.prompt or "" if question.completion is None else question.completion
+    return _told(text, ids[:first], ids[first:], found, question)
 
 
-def _told(
-    text: str, prompt: list[int], targets: list[int], found: Distribution, k: int, temperatures: Sequence[float]
-) -> Told:
+def _unmasked(question: Question, ids: list[int], chosen: list[int], realised: list[int], logits: torch.Tensor) -> Told:
+    found = distribution(logits[chosen], torch.tensor(realised, device=logits.device), question)
+    told = _told(question.prompt or "", ids, realised, found, question)
+    told.target_positions = np.asarray(chosen, dtype="<i4").tobytes()
+    return told
+
+
+def _told(text: str, prompt: list[int], targets: list[int], found: Distribution, question: Question) -> Told:
     """As an answer: where the vocabulary is smaller than k, columns of −1 and −inf are added."""
-    short = max(0, k - found.top_ids.shape[1])
+    short = max(0, question.k - found.top_ids.shape[1]) if question.estimator == "top_k" else 0
     ids = torch.nn.functional.pad(found.top_ids, (0, short), value=-1)
     logprobs = torch.nn.functional.pad(found.top_logprobs, (0, short), value=-torch.inf)
     return Told(
         text=text,
         prompt_token_ids=prompt,
-        k=k,
+        k=ids.shape[1],
         token_ids=np.asarray(targets, dtype="<i4").tobytes(),
         token_logprobs=_bytes(found.token_logprobs, "<f4"),
         token_ranks=_bytes(found.token_ranks, "<i4"),
         top_ids=_bytes(ids, "<i4"),
         top_logprobs=_bytes(logprobs, "<f4"),
         log_tail=_bytes(found.log_tail, "<f4"),
-        tail_sums=[(t, _bytes(sums, "<f4")) for t, sums in zip(temperatures, found.tail_sums, strict=True)],
+        tail_sums=[(t, _bytes(sums, "<f4")) for t, sums in zip(question.tail_sums, found.tail_sums, strict=True)],
+        top_weights=None if found.top_weights is None else _bytes(found.top_weights, "<f4"),
     )
 
 

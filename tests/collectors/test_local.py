@@ -2,7 +2,8 @@ import asyncio
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-tokenizers = pytest.importorskip("tokenizers")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 from collectors.card import EndpointCard, contradictions  # noqa: E402 - after the skips
 from collectors.config import AskSettings, EndpointSettings, TeacherSettings  # noqa: E402
@@ -20,68 +20,32 @@ from collectors.http import Request  # noqa: E402
 from collectors.plan import Item  # noqa: E402
 from collectors.probe import probe  # noqa: E402
 from collectors.providers import Provider, ProviderUnavailable, Reading, local_sender  # noqa: E402
+from collectors.providers.callable_teacher import CallableTeacher  # noqa: E402
+from collectors.providers.distribution import distribution  # noqa: E402
 from collectors.providers.in_process import Question  # noqa: E402
-from collectors.providers.in_process_sender import CallableTeacher, InProcessSender, Teacher  # noqa: E402
-from collectors.providers.local import CausalTeacher, MaskedTeacher, distribution, draw  # noqa: E402
+from collectors.providers.in_process_sender import InProcessSender, Teacher  # noqa: E402
+from collectors.providers.local import CausalTeacher, MaskedTeacher, draw  # noqa: E402
 from storage.rows import Message  # noqa: E402
+from tests.collectors.tiny_models import TEXTS, save_absolute, save_causal, save_masked  # noqa: E402
 
 Make = Callable[..., Provider]
 NewItem = Callable[..., Item]
-TEXTS = ["the still was charged at noon", "the first cut ran clear", "a husky is a dog", "yes no maybe"]
 torch.set_num_threads(1)
-
-
-def _tokenizer(folder: Path) -> Any:
-    trained = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="[UNK]"))
-    trained.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    special = ["[PAD]", "[UNK]", "[BOS]", "[EOS]", "[MASK]"]
-    trained.train_from_iterator(TEXTS, tokenizers.trainers.WordLevelTrainer(special_tokens=special))
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=trained, unk_token="[UNK]", pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]",
-        mask_token="[MASK]",
-    )  # fmt: skip
-    fast.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
-    fast.save_pretrained(folder)
-    return fast
 
 
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory: pytest.TempPathFactory) -> CausalTeacher:
-    folder = tmp_path_factory.mktemp("causal")
-    vocabulary = len(_tokenizer(folder))
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        bos_token_id=2, eos_token_id=3, pad_token_id=0, initializer_range=0.6,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return CausalTeacher(folder, tail_temperatures=(2.0,))
+    return CausalTeacher(save_causal(tmp_path_factory.mktemp("causal")))
 
 
 @pytest.fixture(scope="module")
 def absolute(tmp_path_factory: pytest.TempPathFactory) -> CausalTeacher:
-    """A model that counts positions from the left end, where padding would shift them."""
-    folder = tmp_path_factory.mktemp("absolute")
-    vocabulary = len(_tokenizer(folder))
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3, initializer_range=0.6
-    )
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
-    return CausalTeacher(folder)
+    return CausalTeacher(save_absolute(tmp_path_factory.mktemp("absolute")))
 
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> MaskedTeacher:
-    folder = tmp_path_factory.mktemp("masked")
-    vocabulary = len(_tokenizer(folder))
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        initializer_range=0.6,
-    )  # fmt: skip
-    transformers.BertForMaskedLM(config).save_pretrained(folder)
-    return MaskedTeacher(folder)
+    return MaskedTeacher(save_masked(tmp_path_factory.mktemp("masked")))
 
 
 def ask(teacher: Teacher, one: Provider, *items: Item) -> list[Reading | str]:
@@ -105,7 +69,7 @@ def test_labels_agree_with_a_dense_reference() -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(130, 50, generator=generator) * 4
     targets = torch.randint(0, 50, (130,), generator=generator)
-    found = distribution(logits, targets, 7, (1.0, 2.0))
+    found = distribution(logits, targets, Question(mode="score", k=7, tail_sums=(1.0, 2.0)))
     p = logits.double().softmax(-1)
     order = p.sort(descending=True)
     assert torch.equal(found.top_ids, order.indices[:, :7])
@@ -119,18 +83,73 @@ def test_labels_agree_with_a_dense_reference() -> None:
 
 def test_a_tail_far_below_rounding_is_kept() -> None:
     logits = torch.tensor([[0.0, -60.0, -61.0]])
-    found = distribution(logits, torch.tensor([0]), 1)
+    found = distribution(logits, torch.tensor([0]), Question(mode="score", k=1))
     assert found.log_tail.item() == pytest.approx(math.log(math.exp(-60) + math.exp(-61)), rel=1e-12)
     with pytest.raises(Rejected, match="nan"):
-        distribution(torch.tensor([[0.0, math.nan]]), torch.tensor([0]), 1)
+        distribution(torch.tensor([[0.0, math.nan]]), torch.tensor([0]), Question(mode="score", k=1))
+
+
+def test_sampled_labels_are_unbiased_behind_their_exact_head() -> None:
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(2)) * 2
+    p, values = logits.double().softmax(-1)[0], torch.arange(12.0, dtype=torch.float64)
+    sums = []
+    for seed in range(400):
+        wanted = Question(mode="score", k=2, estimator="sampled", draws=4, seed=seed)
+        found = distribution(logits, torch.tensor([0]), wanted)
+        assert found.top_weights is not None
+        ids, weights = found.top_ids[0], found.top_weights[0]
+        assert ids[:2].tolist() == p.topk(2).indices.tolist() and torch.allclose(weights[:2], p[ids[:2]])
+        assert len(set(ids.tolist())) == len(ids) <= 6 and weights.sum().item() == pytest.approx(1)
+        assert torch.allclose(found.top_logprobs[0].exp(), p[ids])
+        assert found.top_logprobs[0, 2:].diff().le(0).all()
+        assert found.log_tail.exp().item() == pytest.approx(1 - p[ids].sum().item())
+        sums.append((weights * values[ids]).sum().item())
+    spread = float(np.std(sums)) / 20
+    assert np.mean(sums) == pytest.approx((p * values).sum().item(), abs=4 * spread) and spread > 0
+    again = distribution(logits, torch.tensor([0]), wanted)
+    assert torch.equal(again.top_ids, found.top_ids)
+
+
+def test_sampled_rows_of_different_width_are_joined(causal: CausalTeacher, made: Make, item: NewItem) -> None:
+    long = item(prompt=" ".join(TEXTS * 8))
+    (found,) = ask(causal, made("local", mode="score", top_k=0, estimator="sampled", draws=3), long)
+    assert isinstance(found, Reading) and found.labels is not None and found.top_weights is not None
+    assert len(found.labels) > 64 and found.estimator == "sampled" and found.labels.k <= 3
+    assert found.top_weights.shape == found.labels.top_ids.shape
+    assert found.top_weights.sum(axis=1) == pytest.approx(1, abs=1e-6)
+    assert ((found.labels.top_ids == -1) == (found.top_weights == 0)).all()
+
+
+def test_a_whole_distribution_has_no_tail(causal: CausalTeacher, made: Make, item: NewItem) -> None:
+    one = made("local", mode="score", estimator="full", tail_sums=(2.0,))
+    (found,) = ask(causal, one, item(prompt="the still was"))
+    assert isinstance(found, Reading) and found.labels is not None and found.tail_sums is not None
+    assert found.estimator == "full" and found.labels.k == causal.vocabulary
+    assert sorted(found.labels.top_ids[0].tolist()) == list(range(causal.vocabulary))
+    assert np.isneginf(found.labels.log_tail).all() and np.isneginf(found.tail_sums[0].log_sums).all()
+
+
+def test_without_candidates_tokens_alone_are_told(causal: CausalTeacher, made: Make, item: NewItem) -> None:
+    (found,) = ask(causal, made("local", mode="score", top_k=0), item(prompt="the still was"))
+    assert isinstance(found, Reading) and found.labels is not None
+    assert np.isnan(found.labels.token_logprobs).all() and not found.labels.token_ranks.any()
+
+
+def test_one_bad_text_does_not_spoil_its_batch(absolute: CausalTeacher, made: Make, item: NewItem) -> None:
+    too_long = item(prompt_token_ids=(5,) * 2000)
+    for mode in ("score", "generate"):
+        one = made("local", mode=mode, top_k=2)
+        good, bad = ask(absolute, one, item(prompt=TEXTS[0], max_tokens=2), replace(too_long, max_tokens=2))
+        assert isinstance(good, Reading) and isinstance(bad, str) and "context_overflow" in bad
 
 
 def test_a_text_is_scored(causal: CausalTeacher, made: Make, item: NewItem) -> None:
-    (found,) = ask(causal, made("local", mode="score", top_k=5), item(prompt="the still was charged"))
+    one = made("local", mode="score", top_k=5, tail_sums=(2.0,))
+    (found,) = ask(causal, one, item(prompt="the still was charged"))
     assert isinstance(found, Reading) and found.labels is not None
     ids = causal.tokenizer("the still was charged")["input_ids"]
     assert found.prompt_token_ids == (ids[0],) and found.labels.token_ids.tolist() == ids[1:]
-    reference = causal.logits(ids)[:-1].double().log_softmax(-1)
+    reference = next(causal.logits([ids]))[:-1].double().log_softmax(-1)
     assert found.labels.token_logprobs.tolist() == pytest.approx(
         [reference[j, token].item() for j, token in enumerate(ids[1:])], abs=1e-5
     )
@@ -216,28 +235,12 @@ def test_labels_are_classified_by_their_whole_sequence(causal: CausalTeacher, ma
     sums = []
     for label in labels:
         more = causal.tokenizer(label)["input_ids"]
-        logprobs = causal.logits(prompt + more).double().log_softmax(-1)
+        logprobs = next(causal.logits([prompt + more])).double().log_softmax(-1)
         sums.append(sum(logprobs[len(prompt) - 1 + j, token].item() for j, token in enumerate(more)))
     p = np.exp(sums) / np.exp(sums).sum()
     assert found.labels.top_ids[0].tolist() == np.argsort(-p).tolist()
     assert np.exp(found.labels.top_logprobs[0]) == pytest.approx(np.sort(p)[::-1], abs=1e-5)
     assert found.text == labels[int(p.argmax())] and found.labels.log_tail[0] == -np.inf
-
-
-def test_a_function_is_a_teacher(made: Make, item: NewItem) -> None:
-    def function(texts: Sequence[str], labels: Sequence[str]) -> list[list[float]]:
-        return [[8.7, 0.8, 0.5] if "husky" in text else [0, 0, 1] for text in texts]
-
-    one = made("local", mode="classify", labels=("dog", "wolf", "fox"))
-    dog, fox = ask(CallableTeacher(function, name="f"), one, item(prompt="a husky"), item(prompt="red"))
-    assert isinstance(dog, Reading) and isinstance(fox, Reading) and dog.labels and fox.labels
-    assert np.exp(dog.labels.top_logprobs[0]) == pytest.approx([0.87, 0.08, 0.05]) and dog.text == "dog"
-    assert fox.labels.top_ids.tolist() == [[2, -1, -1]] and fox.text == "fox"
-    for bad in ([[math.nan, 0, 1]], [[-1.0, 1, 1]], [[0.0, 0, 0]], [[1.0, 0]]):
-        (refused,) = ask(CallableTeacher(lambda t, c, bad=bad: bad, name="f"), one, item(prompt="x"))
-        assert isinstance(refused, str) and ("no_probabilities" in refused or "length_mismatch" in refused)
-    (refused,) = ask(CallableTeacher(function, name="f"), made("local"), item(prompt="x"))
-    assert isinstance(refused, str) and "mode_not_possible" in refused
 
 
 def test_masked_positions_are_labelled(masked: MaskedTeacher, made: Make, item: NewItem) -> None:
@@ -267,16 +270,18 @@ def test_more_candidates_than_words_are_missing(causal: CausalTeacher, made: Mak
     assert found.labels.top_ids[0, -3:].tolist() == [-1, -1, -1] and found.labels.log_tail[0] == -np.inf
 
 
-def test_a_model_that_fails_spoils_its_batch_alone(made: Make, item: NewItem) -> None:
-    class Failing:
-        def answer(self, questions: Sequence[Question]) -> list[Any]:
-            raise RuntimeError("CUDA out of memory")
+def test_a_model_that_fails_spoils_one_question_and_one_that_always_fails_stops_the_run(
+    made: Make, item: NewItem
+) -> None:
+    class Failing(CallableTeacher):
+        def __init__(self) -> None:
+            super().__init__(lambda texts, labels: [[1.0, 0.0] if "good" in text else 1 / 0 for text in texts], name="")
 
-        def about(self) -> Any:
-            raise NotImplementedError
-
-    (refused,) = ask(Failing(), made("local"), item(prompt="x"))
-    assert refused == "model_failed: RuntimeError: CUDA out of memory"
+    one = made("local", mode="classify", labels=("a", "b"))
+    good, bad = ask(Failing(), one, item(prompt="good"), item(prompt="x"))
+    assert isinstance(good, Reading) and bad == "model_failed: ZeroDivisionError: division by zero"
+    with pytest.raises(EndpointStopped, match=r"fails on every question.*ZeroDivisionError"):
+        ask(Failing(), one, item(prompt="x"), item(prompt="y"))
 
 
 def test_the_probe_reads_a_teacher_in_this_process(causal: CausalTeacher) -> None:
@@ -308,7 +313,7 @@ def test_a_teacher_that_cannot_generate_is_believed(masked: MaskedTeacher) -> No
 
 def test_a_folder_opens_by_its_mode(causal: CausalTeacher, masked: MaskedTeacher, tmp_path: Path) -> None:
     for teacher, mode in ((causal, "generate"), (masked, "mask")):
-        endpoint = EndpointSettings(kind="local", served_model=teacher.tokenizer.name_or_path)
+        endpoint = EndpointSettings(kind="local", model_path=teacher.tokenizer.name_or_path)
         sender = local_sender(TeacherSettings(model="m"), endpoint, AskSettings(mode=mode))  # type: ignore[arg-type]
         answer = asyncio.run(sender.send(Request("GET", "/about")))
         assert json.loads(answer.body)["vocabulary"] == teacher.model.config.vocab_size

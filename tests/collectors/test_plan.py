@@ -33,6 +33,8 @@ def test_a_key_is_the_digest_of_the_canonical_request(config: RunConfig) -> None
     request = {
         "bos": "server",
         "completion": "y",
+        "draws": None,
+        "estimator": "top_k",
         "kind": "llamacpp",
         "labels": [],
         "messages": [{"content": "Grüße \u2028 \x01", "role": "user"}],
@@ -43,6 +45,7 @@ def test_a_key_is_the_digest_of_the_canonical_request(config: RunConfig) -> None
         "revision": "gguf-q4_k_m",
         "sample_index": 1,
         "sampling": {"max_tokens": 6, "min_p": 0.0, "seed": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        "tail_sums": [],
         "template_sha256": "b" * 64,
         "tokenizer_sha256": "a" * 64,
         "top_k": 5,
