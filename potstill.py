@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schedule": ("collectors.cli", "Start runs at their times, until stopped."),
     "status": ("storage.cli", "Show rows, tokens, cost, verdicts and what is pending."),
     "sql": ("storage.cli", "Query the soft labels, tokens and candidates of a table."),
-    "audit": ("storage.cli", "Decide whether a table version may train a student."),
+    "audit": ("storage.audit_cli", "Decide whether a table version may train a student."),
     "verify": ("storage.cli", "Check every file against its checksum and every row against its rules."),
     "compact": ("storage.cli", "Join small files: fewer, larger files, same rows."),
     "takedown": ("storage.cli", "Remove rows by terms, teacher, run or SQL, and record why."),

@@ -7,11 +7,11 @@ verdict is what it is now and stays so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Literal
 
-from policies.decision import Decision, Verdict
+from policies.decision import VERDICTS, Decision, Verdict
 from policies.documents import Bundle
 from policies.evaluate import evaluate
 from policies.identity import Material
@@ -45,12 +45,16 @@ class Situation:
 
 @dataclass(frozen=True)
 class Change:
-    """One verdict that changed. `teacher` is None for the verdict on all together."""
+    """One verdict that changed. `teacher` is None for the verdict on all together.
+
+    `because` is the reason that came or went with it, "" where none did.
+    """
 
     teacher: str | None
     before: Verdict | None
     after: Verdict | None
     cause: Cause
+    because: str = field(default="", compare=False)
 
 
 def changes(before: Situation, after: Situation) -> tuple[Change, ...]:
@@ -63,8 +67,21 @@ def changes(before: Situation, after: Situation) -> tuple[Change, ...]:
         verdicts = [_verdict(decision, label) for decision in decisions]
         if verdicts[0] != verdicts[-1]:
             last = max(i for i in range(1, len(verdicts)) if verdicts[i] != verdicts[i - 1])
-            found.append(Change(label, verdicts[0], verdicts[-1], path[last][0]))
+            because = _because(decisions[last - 1], decisions[last], label)
+            found.append(Change(label, verdicts[0], verdicts[-1], path[last][0], because))
     return tuple(found)
+
+
+def _because(before: Decision, after: Decision, label: str | None) -> str:
+    """The strictest reason that only one side of the step has; of a stricter verdict the new one, else the old one."""
+    sides = [[r for r in decision.reasons if label in (None, r.teacher)] for decision in (before, after)]
+    stricter = VERDICTS.index(after.verdict) >= VERDICTS.index(before.verdict)
+    new, old = (sides[1], sides[0]) if stricter else (sides[0], sides[1])
+    known = {(r.code, r.document, r.gist) for r in old}
+    for reason in sorted(new, key=lambda r: -VERDICTS.index(r.verdict)):
+        if (reason.code, reason.document, reason.gist) not in known:
+            return f"{reason.document}: {reason.gist}" if reason.document else reason.gist
+    return ""
 
 
 def _verdict(decision: Decision, label: str | None) -> Verdict | None:

@@ -6,7 +6,7 @@ Everything is plain rich Text, so a model's name can neither style the terminal 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from policies.decision import VERDICTS, Decision, Obligation, Reason, Verdict
@@ -14,6 +14,8 @@ from policies.decision import VERDICTS, Decision, Obligation, Reason, Verdict
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
+
+    from policies.reaudit import Change
 
 STYLES: dict[Verdict, str] = {"allow": "green", "conditional": "cyan", "review": "yellow", "deny": "red"}
 WORDS: dict[Verdict, str] = {
@@ -38,6 +40,21 @@ def render(decision: Decision) -> RenderableType:
     from rich.console import Group
 
     return Group(*_parts(decision))
+
+
+def render_changes(changes: Sequence[Change], since: Decision | None) -> RenderableType:
+    """What changed since an earlier decision, each verdict with its one cause."""
+    from rich.console import Group
+
+    when = f"decision {since.digest[:16]} of {since.decided_at:%Y-%m-%d}" if since else "the register that ships"
+    lines = [_line(0, (f"Changed since {when}" if changes else f"No verdict changed since {when}", "bold"))]
+    for change in changes:
+        before, after = (WORDS[v].lower() if v else "no rows" for v in (change.before, change.after))
+        who = change.teacher or "all together"
+        lines.append(_line(2, (who, "bold"), (f"  {before} → {after}  ", ""), (change.cause, "cyan")))
+        if change.because:
+            lines.append(_line(4, (change.because, "")))
+    return Group(*lines, _line(0))
 
 
 def _parts(decision: Decision) -> Iterator[RenderableType]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from policies.decision import Decision
 from policies.documents import Bundle, load_bundle
 from policies.evaluate import evaluate
+from policies.identity import Material
 from policies.use import Use
 from policies.waivers import Waiver
 from storage.errors import EmptyTable, NeedsReview, Refused
@@ -27,18 +28,25 @@ def audit(
     today: date | None = None,
     waivers: Sequence[Waiver] = (),
 ) -> Decision:
-    """Decide whether the rows of a table version may serve `use`; the decision is saved under its digest.
+    """Decide whether the rows of a table version may serve `use`; decision and bundle are saved under their digests.
 
-    `bundle` is by default the register that ships. Raises EmptyTable where there is nothing to judge, and what opening
-    the table raises.
+    `bundle` is by default the register that ships. Raises EmptyTable where there is nothing to judge, FactsError for
+    facts or waivers that cannot be, and what opening the table raises.
     """
     table = Table.open(path, version)
+    terms = bundle or load_bundle()
+    decision = evaluate(materials_of(table), use, bundle=terms, today=today, waivers=waivers)
+    table.save_bundle(terms)
+    table.save_decision(decision)
+    return decision
+
+
+def materials_of(table: Table) -> list[Material]:
+    """What there is to judge in a table version. Raises EmptyTable."""
     materials = table.materials()
     if not materials:
         raise EmptyTable(f"{table.path} has no rows at version {table.version}: collect some before auditing it.")
-    decision = evaluate(materials, use, bundle=bundle or load_bundle(), today=today, waivers=waivers)
-    table.save_decision(decision)
-    return decision
+    return materials
 
 
 def demand(decision: Decision, what: str) -> None:

@@ -73,34 +73,6 @@ def status(table: Path, as_json: bool) -> None:
 
 @click.command()
 @_TABLE
-@click.option("--use", "use_path", type=click.Path(path_type=Path), required=True, help="What the student is for.")
-@click.option("--version", type=int, help="Judge this version of the table instead of the newest.")
-@click.option("--json", "as_json", is_flag=True, help="Print the decision record as JSON.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the decision record to this file too.")
-def audit(table: Path, use_path: Path, version: int | None, as_json: bool, out: Path | None) -> None:
-    """Decide whether a table version may train a student.
-
-    The decision is kept in the table under its digest. Exit codes: 0 allowed, maybe under conditions, 3 refused,
-    5 needs review.
-    """
-    from policies.report import render
-    from policies.settings import read_toml
-    from policies.use import Use
-    from storage.audit import audit as judge
-
-    decision = judge(table, read_toml(use_path, Use), version=version)
-    if out is not None:
-        _deliver(decision.to_json(), out)
-    if as_json:
-        click.echo(decision.to_json(), nl=False)
-    else:
-        _print(render(decision))
-    if decision.exit_code:
-        click.get_current_context().exit(decision.exit_code)
-
-
-@click.command()
-@_TABLE
 @click.option("--version", type=int, help="Check this version of the table instead of the newest.")
 @click.option("--repair", is_flag=True, help="Remove what killed writers left behind.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

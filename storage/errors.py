@@ -3,7 +3,7 @@
 StorageError
 ├── TableNotFound, TableDamaged, SchemaTooNew, VersionNotFound, EmptyTable
 ├── NotWritable, DiskFull
-├── InvalidRow, InvalidRecord, ForeignDataError
+├── InvalidRow, InvalidRecord, StudentUnfit, ForeignDataError
 ├── Refused, NeedsReview
 ├── RunHeld
 └── QueryRefused, QueryTimeout, QueryFailed
@@ -67,6 +67,12 @@ class InvalidRow(StorageError):
 
 class InvalidRecord(StorageError):
     """A decision, training or run record is not what its name says."""
+
+
+class StudentUnfit(StorageError):
+    """The folder is no student's, or its student was not trained on this table version."""
+
+    exit_code = 2
 
 
 class ForeignDataError(StorageError):

@@ -1,4 +1,4 @@
-"""What is kept beside the rows as single files: decisions, trainings, takedowns, tokenizers, named by sha256.
+"""What is kept beside the rows as single files: decisions, bundles, trainings, takedowns, tokenizers, by sha256.
 
 A record is written once and never changed; reading one checks it against its name.
 """
@@ -14,6 +14,8 @@ from typing import Any
 import zstandard
 
 from policies.decision import Decision
+from policies.documents import Bundle
+from policies.errors import RegisterError
 from storage.data_files import write_once
 from storage.errors import InvalidRecord, mapped
 
@@ -21,7 +23,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Records:
-    """The folders decisions/, trainings/, takedowns/ and tokenizers/ of the table at `root`."""
+    """The folders decisions/, bundles/, signatures/, trainings/, takedowns/ and tokenizers/ of the table at `root`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -42,6 +44,25 @@ class Records:
         """All decisions, oldest first."""
         found = [self.decision(digest) for digest in self.listed("decisions")]
         return sorted(found, key=lambda decision: decision.decided_at)
+
+    def save_bundle(self, bundle: Bundle) -> str:
+        """Keep the terms documents that decisions were made under, so that these can be made again; → their digest."""
+        self._save_file("bundles", f"{bundle.digest}.json.zst", zstandard.compress(bundle.to_json(), 9))
+        return bundle.digest
+
+    def bundle(self, digest: str) -> Bundle:
+        """The bundle of that digest. Raises InvalidRecord when it is not there or was altered."""
+        try:
+            return Bundle.from_json(self._unpacked("bundles", digest))
+        except RegisterError as error:
+            raise InvalidRecord(f"bundles/{digest[:12]} cannot be read by this version of potstill.") from error
+
+    def save_signature(self, envelope: str) -> str:
+        """Keep a signed decision (a DSSE envelope) under the digest of its text; → the path under the table."""
+        data = envelope.encode()
+        name = f"{hashlib.sha256(data).hexdigest()}.json"
+        self._save_file("signatures", name, data)
+        return f"signatures/{name}"
 
     def save_training(self, training: Mapping[str, Any]) -> str:
         """Keep the record of one training (any JSON object) under the digest of its content, which is returned."""
@@ -84,13 +105,16 @@ class Records:
 
     def tokenizer(self, digest: str) -> bytes:
         """The tokenizer file of that sha256. Raises InvalidRecord when it is not there or was altered."""
-        packed = self._load_file("tokenizers", f"{_checked(digest)}.json.zst")
+        return self._unpacked("tokenizers", digest)
+
+    def _unpacked(self, folder: str, digest: str) -> bytes:
+        packed = self._load_file(folder, f"{_checked(digest)}.json.zst")
         try:
             data = zstandard.decompress(packed)
         except zstandard.ZstdError as error:
-            raise InvalidRecord(f"The tokenizer {digest[:12]} cannot be decompressed: save it again.") from error
+            raise InvalidRecord(f"{folder}/{digest[:12]} cannot be decompressed: save it again.") from error
         if hashlib.sha256(data).hexdigest() != digest:
-            raise InvalidRecord(f"The tokenizer {digest[:12]} is not what its name says: save it again.")
+            raise InvalidRecord(f"{folder}/{digest[:12]} is not what its name says: save it again.")
         return data
 
     def _digested(self, folder: str, digest: str) -> dict[str, Any]:
@@ -112,7 +136,7 @@ class Records:
             return path.read_bytes()
 
     def listed(self, folder: str) -> list[str]:
-        """Digests of all records of one kind: decisions, trainings, takedowns or tokenizers."""
+        """Digests of all records of one kind: decisions, bundles, trainings, takedowns or tokenizers."""
         path = self._root / folder
         names = (file.name.split(".")[0] for file in path.iterdir()) if path.is_dir() else ()
         return sorted(name for name in names if _DIGEST.fullmatch(name))

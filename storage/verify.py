@@ -85,6 +85,8 @@ def _leftovers(table: Table) -> Iterator[Path]:
 def _records(table: Table) -> Iterator[Problem]:
     for digest in table.listed("decisions"):
         yield from _readable(f"decisions/{digest}", lambda digest=digest: table.decision(digest))
+    for digest in table.listed("bundles"):
+        yield from _readable(f"bundles/{digest}", lambda digest=digest: table.bundle(digest))
     for digest in table.listed("tokenizers"):
         yield from _readable(f"tokenizers/{digest}", lambda digest=digest: table.tokenizer(digest))
     for digest in table.listed("trainings"):

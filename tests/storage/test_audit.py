@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from policies.use import Use
-from storage import cli
+from storage import audit_cli as cli
 from storage.audit import audit
 from storage.errors import EmptyTable
 from storage.table import Table
