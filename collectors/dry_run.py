@@ -10,7 +10,7 @@ from itertools import islice
 from collectors.budget import Spend, likely_case, worst_case
 from collectors.config import RunConfig
 from collectors.gate import judge
-from collectors.opening import teacher_tokens, tokenizer_of
+from collectors.opening import check_askable, teacher_tokens, tokenizer_of
 from collectors.plan import Plan, rejected_keys
 from collectors.prompts import check_prompts, read_prompts
 from collectors.record import earlier_cards
@@ -35,8 +35,10 @@ class Estimate:
 
 
 def estimate(config: RunConfig, *, limit: int | None = None) -> Estimate:
-    """Go through the plan without asking anything. Raises PromptError and what reading the table raises."""
+    """Go through the plan without asking anything. Raises PromptError, EndpointUnfit, what reading a table raises."""
     summary = check_prompts(config.prompts)
+    tokenizer = tokenizer_of(config)
+    check_askable(config, summary, tokenizer)
     decision = judge(config, summary.licences)
     known, cards = [], []
     if (config.table / "soft_labels").is_dir():
@@ -44,7 +46,7 @@ def estimate(config: RunConfig, *, limit: int | None = None) -> Estimate:
         cards = earlier_cards(table, config)
         known = [table.keys(), rejected_keys(table)]
     # Without an earlier start the server's template is not known; nor is there anything in the table to compare with.
-    plan = Plan(config, teacher_tokens(tokenizer_of(config), cards[-1] if cards else None), known)
+    plan = Plan(config, teacher_tokens(tokenizer, cards[-1] if cards else None), known)
     likely, worst = Spend(), Spend()
     for item in islice(plan.items(read_prompts(config.prompts)), limit):
         likely += likely_case(config.price, item)

@@ -12,7 +12,8 @@ from collectors.errors import EndpointStopped, EndpointUnfit, Rejected, Transien
 from collectors.http import HttpSender, Sender
 from collectors.plan import TeacherTokens
 from collectors.probe import probe
-from collectors.providers import Provider, local_sender, local_tokenizer, provider
+from collectors.prompts import PromptSummary
+from collectors.providers import Provider, local_sender, local_tokenizer, provider, unfit_prompts
 from collectors.providers.embedded import EmbeddedServer, default_gguf
 from collectors.retry import attempts
 from collectors.tokenizer import Tokenizer, load_tokenizer
@@ -124,6 +125,14 @@ async def _probed(
     except Rejected as error:
         raise EndpointUnfit(f"The endpoint cannot be used: {error}.") from error
     raise AssertionError("tenacity ends by returning or raising")
+
+
+def check_askable(config: RunConfig, summary: PromptSummary, tokenizer: Tokenizer | None) -> None:
+    """Raise EndpointUnfit when the endpoint's kind cannot be asked with these prompts: each would be a reject."""
+    if (why := unfit_prompts(config.pool[0], config.ask, summary.shapes)) is not None:
+        raise EndpointUnfit(why)
+    if config.ask.bos == "add" and config.pool[0].kind != "local" and (not tokenizer or tokenizer.bos_token_id is None):
+        raise EndpointUnfit("ask.bos = 'add' needs a teacher.tokenizer that has a BOS: give it, or use bos = 'server'.")
 
 
 def check_fit(config: RunConfig, card: EndpointCard) -> list[str]:

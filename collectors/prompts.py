@@ -4,7 +4,7 @@ The whole source is read and checked before anything is asked, so that a broken 
 week; the price is a second reading. Nothing is held: ten million prompts stream through.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,12 @@ class Prompt:
     licence: str | None = None
     after: Mark | None = None
 
+    @property
+    def shape(self) -> str:
+        """Which of the three it gives, and whether a completion follows."""
+        given = next(name for name in ("prompt", "messages", "prompt_token_ids") if getattr(self, name) is not None)
+        return given if self.completion is None else f"{given} with a completion"
+
 
 _LINE = msgspec.json.Decoder(_Line)
 _FIELDS = msgspec.json.Decoder(dict[str, Any])
@@ -71,20 +77,27 @@ def read_prompts(settings: PromptSettings, start: Mark | None = None) -> Iterato
 
 @dataclass(frozen=True, slots=True)
 class PromptSummary:
-    """What a first reading found: how many prompts, and under which licences."""
+    """What a first reading found: how many prompts, under which licences, and of which shapes.
+
+    shapes: `prompt`, `messages` or `prompt_token_ids`, also `… with a completion`, and where the first such one stands.
+    """
 
     prompts: int
     licences: tuple[str | None, ...]
+    shapes: Mapping[str, str]
 
 
 def check_prompts(settings: PromptSettings, start: Mark | None = None) -> PromptSummary:
     """Read all prompts from `start` on; raises PromptError that names the first broken lines with what is wrong."""
     count = 0
     licences: set[str | None] = set()
+    shapes: dict[str, str] = {}
     broken: list[str] = []
     for source, found, _ in _records(settings, start):
         try:
-            licences.add(_prompt(source, found, settings).licence)
+            prompt = _prompt(source, found, settings)
+            licences.add(prompt.licence)
+            shapes.setdefault(prompt.shape, source)
             count += 1
         except _BrokenLine as error:
             broken.append(f"{source} ({error})")
@@ -97,7 +110,7 @@ def check_prompts(settings: PromptSettings, start: Mark | None = None) -> Prompt
         )
     if count == 0 and start is None:
         raise PromptError(f'{settings.path} holds no prompts: give one JSON object a line, such as {{"prompt": "…"}}.')
-    return PromptSummary(count, tuple(sorted(licences or {settings.licence}, key=str)))
+    return PromptSummary(count, tuple(sorted(licences or {settings.licence}, key=str)), shapes)
 
 
 class _BrokenLine(Exception):

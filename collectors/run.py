@@ -22,6 +22,7 @@ from collectors.keeping import Counts, Keeper, Received, received, rejected
 from collectors.labelling import Provenance, Readers, provenance
 from collectors.opening import (
     OpenEndpoint,
+    check_askable,
     check_fit,
     open_endpoints,
     provider_for,
@@ -100,6 +101,7 @@ class _Run:
             if held is not None:
                 self._start = await asyncio.to_thread(self._place)
             summary = await asyncio.to_thread(check_prompts, config.prompts, self._start)
+            check_askable(config, summary, self._tokenizer)
             self._gate = Gate(config, summary.licences)
             self._table = await asyncio.to_thread(Table.open_or_create, config.table)
             self._journal = stack.enter_context(_hold(config)) if held is None else held
@@ -126,6 +128,7 @@ class _Run:
             self._table,
             self._readers,
             config.run_id,
+            keep_raw=config.keep_raw,
             may_write=self._gate.pass_write,
             settled=self._settled,
             committed=self._committed,

@@ -5,7 +5,7 @@ the exact tokens that the teacher saw, a provider may ask for preparatory exchan
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +36,7 @@ __all__ = [
     "local_sender",
     "local_tokenizer",
     "provider",
+    "unfit_prompts",
 ]
 
 # Questions that a function gets in one call, at most: a call of NumPy costs more than a row.
@@ -122,19 +123,69 @@ class Provider(Protocol):
 class _Kind:
     module: str
     name: str
-    modes: tuple[str, ...]
+    modes: Mapping[str, frozenset[str]]  # what each mode can be asked with
+    with_bos: frozenset[str] = frozenset()  # before which of these a BOS of ours can go; given tokens stay as given
     extra: str | None = None  # of this distribution, when the module needs more than the base installation
 
 
+_PROMPTS = frozenset({"prompt"})
+_TOKENS = _PROMPTS | {"prompt_token_ids"}
+_ALL = _TOKENS | {"messages"}
+_SCORED = "with a completion"
+_SCORED_TEXT = frozenset({f"prompt {_SCORED}"})
+_SCORED_CHAT = _SCORED_TEXT | {f"messages {_SCORED}"}
 KINDS: dict[str, _Kind] = {
-    "embedded": _Kind("collectors.providers.llamacpp", "LlamaCpp", ("generate",), "embedded"),
-    "llamacpp": _Kind("collectors.providers.llamacpp", "LlamaCpp", ("generate",)),
-    "vllm": _Kind("collectors.providers.vllm", "VLLM", ("generate", "score", "classify")),
-    "sglang": _Kind("collectors.providers.sglang", "SGLang", ("generate", "score")),
-    "tgi": _Kind("collectors.providers.tgi", "TGI", ("generate",)),
-    "local": _Kind("collectors.providers.in_process", "InProcess", ("generate", "score", "classify", "mask"), "train"),
-    "openai": _Kind("collectors.providers.openai", "OpenAICompatible", ("generate",)),
+    "embedded": _Kind("collectors.providers.llamacpp", "LlamaCpp", {"generate": _ALL}, _ALL, "embedded"),
+    "llamacpp": _Kind("collectors.providers.llamacpp", "LlamaCpp", {"generate": _ALL}, _ALL),
+    "vllm": _Kind(
+        "collectors.providers.vllm",
+        "VLLM",
+        {"generate": _ALL, "score": _ALL | _SCORED_CHAT, "classify": _PROMPTS},
+        _TOKENS,
+    ),
+    "sglang": _Kind(
+        "collectors.providers.sglang", "SGLang", {"generate": _TOKENS, "score": _TOKENS | _SCORED_TEXT}, _TOKENS
+    ),
+    "tgi": _Kind("collectors.providers.tgi", "TGI", {"generate": _PROMPTS}),
+    "local": _Kind(
+        "collectors.providers.in_process",
+        "InProcess",
+        {
+            "generate": _ALL,
+            "score": _ALL | _SCORED_CHAT | {f"prompt_token_ids {_SCORED}"},
+            "classify": _ALL,
+            "mask": _TOKENS,
+        },
+        _ALL | _SCORED_CHAT | {f"prompt_token_ids {_SCORED}"},
+        "train",
+    ),
+    "openai": _Kind("collectors.providers.openai", "OpenAICompatible", {"generate": _ALL}),
 }
+
+
+def unfit_prompts(endpoint: EndpointSettings, ask: AskSettings, shapes: Mapping[str, str]) -> str | None:
+    """Why these prompts cannot be asked at this kind of endpoint, as one sentence; None when they can.
+
+    shapes: what the prompts give (`messages`, `prompt with a completion`, …) and where such a one stands first.
+    Raises ProviderUnavailable for a mode that the kind does not have.
+    """
+    entry = _entry(endpoint.kind, ask.mode)
+    takes = _PROMPTS if endpoint.callable is not None else entry.modes[ask.mode]
+    for shape, source in shapes.items():
+        asked = shape if ask.mode == "score" else shape.partition(f" {_SCORED}")[0]
+        if asked not in takes:
+            chat = " (kind = 'openai' speaks to the same server by its chat interface)" if asked == "messages" else ""
+            able = sorted(name for name, other in KINDS.items() if asked in other.modes.get(ask.mode, ()))
+            return (
+                f"endpoint.kind = {endpoint.kind!r} takes {' or '.join(sorted(takes))} in ask.mode = {ask.mode!r}, but "
+                f"{source} gives {asked}: change the prompts, or use {', '.join(able) or 'another mode'}{chat}."
+            )
+        if ask.bos == "add" and (asked not in entry.with_bos or ask.mode in ("classify", "mask")):
+            return (
+                f"ask.bos = 'add' cannot put a BOS before {asked} ({source}) at endpoint.kind = {endpoint.kind!r}: "
+                "use ask.bos = 'server'."
+            )
+    return None
 
 
 def provider(
@@ -147,20 +198,23 @@ def provider(
     tokenizer: Tokenizer | None = None,
 ) -> Provider:
     """The provider for `kind`. Raises ProviderUnavailable for a kind or a mode that this version does not have."""
+    entry = _entry(kind, ask.mode)
+    found = getattr(_imported(kind, entry.module), entry.name)
+    made: Provider = found(teacher=teacher, endpoint=endpoint, ask=ask, card=card, tokenizer=tokenizer)
+    return made
+
+
+def _entry(kind: str, mode: str) -> _Kind:
     if kind not in KINDS:
         raise ProviderUnavailable(
             f"endpoint.kind = {kind!r} is not in this version: use one of {', '.join(sorted(KINDS))}."
         )
-    entry = KINDS[kind]
-    if ask.mode not in entry.modes:
-        able = sorted(name for name, other in KINDS.items() if ask.mode in other.modes)
+    if mode not in KINDS[kind].modes:
+        able = sorted(name for name, other in KINDS.items() if mode in other.modes)
         raise ProviderUnavailable(
-            f"endpoint.kind = {kind!r} cannot do ask.mode = {ask.mode!r}: "
-            + (f"use one of {', '.join(able)}." if able else "no kind of this version can.")
+            f"endpoint.kind = {kind!r} cannot do ask.mode = {mode!r}: use one of {', '.join(able)}."
         )
-    found = getattr(_imported(kind, entry.module), entry.name)
-    made: Provider = found(teacher=teacher, endpoint=endpoint, ask=ask, card=card, tokenizer=tokenizer)
-    return made
+    return KINDS[kind]
 
 
 def local_sender(teacher: TeacherSettings, endpoint: EndpointSettings, ask: AskSettings) -> "InProcessSender":

@@ -71,6 +71,8 @@ class TGI:
             raise ProviderUnavailable(
                 "TGI takes texts only, so ask.bos = 'add' is not possible: use ask.bos = 'server'."
             )
+        if ask.min_p > 0:
+            raise ProviderUnavailable("TGI has no min_p: leave ask.min_p out.")
         self._ask = ask
         self._space = card.logprob_space if card is not None else "unknown"
         self._vocabulary = tokenizer.vocabulary if tokenizer else card.vocabulary if card else None
@@ -105,8 +107,6 @@ class TGI:
         parameters |= {"top_p": ask.top_p} if ask.top_p < 1 else {}
         parameters |= {"top_k": ask.sampling_top_k} if ask.sampling_top_k else {}
         parameters |= {"top_n_tokens": ask.top_k} if ask.top_k else {}
-        if ask.min_p > 0:
-            raise Rejected("min_p_not_possible", "TGI has no min_p: leave ask.min_p out")
         return _post("/generate", {"inputs": item.prompt, "parameters": parameters})
 
     def read(self, item: Item, body: bytes) -> Reading:

@@ -1,15 +1,18 @@
 import json
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from collectors.config import AskSettings, EndpointSettings, TeacherSettings
+from collectors.errors import Rejected
 from collectors.http import Request, Response
 from collectors.plan import Item
-from collectors.providers import KINDS, Provider, ProviderUnavailable, provider
+from collectors.providers import KINDS, Provider, ProviderUnavailable, provider, unfit_prompts
 from collectors.tokenizer import Tokenizer
+from storage.rows import Message
 
 Make = Callable[..., Provider]
 
@@ -40,8 +43,46 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(made: Make, m
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_each_kind_loads_and_says_how_it_is_asked(made: Make, kind: str) -> None:
-    one = made(kind, mode=KINDS[kind].modes[0])
+    one = made(kind, mode=next(iter(KINDS[kind].modes)))
     assert one.kind in KINDS
+
+
+SHAPES = {
+    "prompt": {"prompt": "x"},
+    "messages": {"messages": (Message(role="user", content="x"),)},
+    "prompt_token_ids": {"prompt_token_ids": (2, 5)},
+}
+TOKENS = b'{"tokens": [5], "prompt": "x"}'  # what servers say of a prompt
+ANSWERS = {"tgi": b'[{"id": 5, "text": "x"}]'}
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, *(f"{shape} with a completion" for shape in SHAPES)])
+@pytest.mark.parametrize("bos", ["server", "add"])
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"local", "embedded"}))
+def test_what_a_kind_cannot_be_asked_with_is_known_before(
+    made: Make, item: Callable[..., Item], kind: str, bos: str, shape: str
+) -> None:
+    """The register of shapes says of each prompt what the provider says when it gets one."""
+    for mode in KINDS[kind].modes:
+        labels = {"labels": ("a", "b")} if mode == "classify" else {}
+        ask = AskSettings(mode=mode, bos=bos, **labels)  # type: ignore[arg-type]
+        completed = {"completion": "y"} if shape.endswith("completion") and mode == "score" else {}
+        asked = item(**SHAPES[shape.partition(" ")[0]], **completed)
+        endpoint = EndpointSettings(kind=kind, base_url="http://127.0.0.1:1")  # type: ignore[arg-type]
+        tokenizer = SimpleNamespace(vocabulary=9, bos_token_id=2)
+        refused = ""
+        try:
+            one = made(kind, mode=mode, bos=bos, tokenizer=tokenizer, **labels)
+            while (first := one.prepare(asked)) is not None:
+                assert first.body
+                asked = one.prepared(asked, ANSWERS.get(kind, TOKENS))
+            assert one.request(asked).body
+        except (Rejected, ProviderUnavailable) as error:
+            refused = str(error)
+        if kind == "openai" and bos == "add":
+            refused = "it has no way to say so"
+        said = unfit_prompts(endpoint, ask, {shape: "p.jsonl:1"})
+        assert (said is not None) == bool(refused), (mode, said, refused)
 
 
 def test_the_embedded_kind_speaks_llamacpp(made: Make, item: Callable[..., Item]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from collectors.config import RunConfig, read_run
+from collectors.dry_run import estimate
 from collectors.errors import EndpointStopped, EndpointUnfit, PolicyRefused, PromptError, ReviewNeeded
 from collectors.progress import RunState
 from collectors.run import collect, probe_endpoints
@@ -115,6 +116,23 @@ def test_the_same_run_twice_is_told_who_holds_it(tmp_path: Path) -> None:
         ):
             collect(config)
     assert caught.value.exit_code == 75
+
+
+def test_prompts_that_the_kind_cannot_be_asked_with_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    with TeacherServer() as server:
+        path = write_run(tmp_path, server.url)
+        path.write_text(path.read_text().replace('"llamacpp"', '"tgi"').replace("[ask]", "as_chat = true\n[ask]"))
+        for start in (collect, estimate):
+            with pytest.raises(EndpointUnfit, match=r"'tgi' takes prompt .*prompts\.jsonl:1 gives messages.*'openai'"):
+                start(read_run(path))
+        path = write_run(tmp_path, server.url, more='bos = "add"')
+        with pytest.raises(EndpointUnfit, match=r"ask\.bos = 'add' needs a teacher\.tokenizer"):
+            collect(read_run(path))
+        path.write_text(path.read_text().replace('"llamacpp"', '"openai"'))
+        with pytest.raises(EndpointUnfit, match=r"cannot put a BOS before prompt"):
+            collect(read_run(path))
+        assert not server.headers
+    assert not (tmp_path / "table").exists()
 
 
 def test_nothing_is_asked_when_the_policies_say_no(tmp_path: Path) -> None:
