@@ -84,8 +84,8 @@ save_strategy = "no"
 def main() -> None:
     """Collect, train each loss with each seed, measure, write the section; exit 1 when bucket did not win each seed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--passages", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--passages", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=160)
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     _teacher(FOLDER / "teacher")

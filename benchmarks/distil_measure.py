@@ -6,7 +6,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +26,53 @@ DRAWS = 8
 UNTRAINED = "untrained"
 
 
-@torch.inference_mode()
 def measure(config: TrainConfig, teacher_folder: Path, students: Mapping[tuple[str, int], Path]) -> dict[str, Any]:
-    """Held-out figures by (loss, seed): exact KL(teacher ‖ student), calibration error, NLL of the text, top-1."""
-    table = Table.open(config.table)
-    untrained = make_student(config, table)
-    models = {key: load_student(folder).eval() for key, folder in students.items()}
-    models[UNTRAINED, config.data.seed] = untrained.model.eval()
+    """Held-out figures by (loss, seed): exact KL(teacher ‖ student), calibration error, NLL of the text, top-1.
+
+    A seed holds out its own rows, so its students are measured on those.
+    """
     teacher: Any = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype="auto").eval()
-    id_map = untrained.vocabulary.id_map
-    assert id_map is not None
-    back = torch.from_numpy(np.argsort(np.where(id_map < 0, len(id_map), id_map))[: (id_map >= 0).sum()])
-    data = config.data.model_copy(update={"pack": False})
-    random = torch.Generator().manual_seed(0)
-    found: dict[tuple[str, int], list[np.ndarray]] = {key: [] for key in models}
+    runs: list[dict[str, Any]] = []
     kept: list[float] = []
-    for number, batch in enumerate(make_stream(data, table, untrained, split="holdout", batch_size=4, repeat=False)):
+    for seed in sorted({seed for _, seed in students}):
+        seeded = config.model_copy(update={"data": config.data.model_copy(update={"seed": seed, "pack": False})})
+        table = Table.open(config.table)
+        untrained = make_student(seeded, table)
+        models = {UNTRAINED: untrained.model.eval()}
+        models |= {name: load_student(folder).eval() for (name, of), folder in students.items() if of == seed}
+        batches = make_stream(seeded.data, table, untrained, split="holdout", batch_size=4, repeat=False)
+        found, masses = _columns(teacher, models, batches, untrained.vocabulary.id_map)
+        kept += masses
+        runs += [{"loss": name, "seed": seed, **_run(values)} for name, values in found.items()]
+    return {
+        "runs": runs,
+        "tokens": len(kept),
+        "teacher_mass_in_vocabulary": float(np.mean(kept)),
+        "student_body": _body(untrained.model),
+        "teacher_body": _body(teacher),
+        "vocabulary": untrained.model.config.vocab_size,
+        "bucket_wins_every_seed": _bucket_wins(runs),
+    }
+
+
+@torch.inference_mode()
+def _columns(
+    teacher: Any, models: Mapping[str, Any], batches: Iterable[Mapping[str, torch.Tensor]], id_map: Any
+) -> tuple[dict[str, np.ndarray], list[float]]:
+    """One line of figures a held-out token for each model, and the teacher's mass in the vocabulary."""
+    back = torch.from_numpy(np.argsort(np.where(id_map < 0, len(id_map), id_map))[: (id_map >= 0).sum()])
+    random = torch.Generator().manual_seed(0)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    kept: list[float] = []
+    for number, batch in enumerate(batches):
         log_p, mass = _teacher(teacher, batch, back)
         kept += mass.tolist()
         draws = torch.multinomial(log_p.exp(), DRAWS, replacement=True, generator=random)
         row = torch.full((len(log_p),), number, dtype=torch.float64)
-        for key, model in models.items():
+        for name, model in models.items():
             log_q = loss_logits(model, batch).log_softmax(-1)
-            found[key].append(_figures(log_p, log_q, draws, batch["target_ids"], row))
-    columns = {key: np.concatenate(parts) for key, parts in found.items()}
-    return _summary(columns, students, kept, untrained, teacher)
+            found[name].append(_figures(log_p, log_q, draws, batch["target_ids"], row))
+    return {name: np.concatenate(parts) for name, parts in found.items()}, kept
 
 
 def _teacher(teacher: Any, batch: Mapping[str, torch.Tensor], back: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,26 +102,10 @@ def _figures(
     return np.asarray(torch.cat([column.double() for column in columns], dim=-1))
 
 
-def _summary(
-    columns: Mapping[tuple[str, int], np.ndarray],
-    students: Mapping[tuple[str, int], Path],
-    kept: list[float],
-    untrained: Any,
-    teacher: Any,
-) -> dict[str, Any]:
-    runs = [{"loss": name, "seed": seed, **_run(values)} for (name, seed), values in columns.items()]
+def _bucket_wins(runs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the bucket loss has a lower KL than every loss without a bucket, seed by seed."""
     kl = {(run["loss"], run["seed"]): run["kl"] for run in runs}
-    rivals = [name for name, _ in students if not name.startswith("bucket")]
-    wins = all(kl["bucket", seed] < kl[rival, seed] for _, seed in students for rival in set(rivals))
-    return {
-        "runs": runs,
-        "tokens": len(next(iter(columns.values()))),
-        "teacher_mass_in_vocabulary": float(np.mean(kept)),
-        "student_body": _body(untrained.model),
-        "teacher_body": _body(teacher),
-        "vocabulary": untrained.model.config.vocab_size,
-        "bucket_wins_every_seed": wins,
-    }
+    return all(value > kl["bucket", seed] for (name, seed), value in kl.items() if not name.startswith("bucket"))
 
 
 def _run(values: np.ndarray) -> dict[str, float]:

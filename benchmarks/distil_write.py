@@ -12,7 +12,7 @@ T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 def section(found: dict[str, Any], setting: str) -> str:
     """The section's text: a line a loss, then each seed."""
-    seeds = sorted({run["seed"] for run in found["runs"] if run["loss"] != "untrained"})
+    seeds = sorted({run["seed"] for run in found["runs"]})
     kl_heads = " | ".join(f"KL, seed {seed}" for seed in seeds)
     lines = [
         "## What each loss is worth",
@@ -30,7 +30,7 @@ def section(found: dict[str, Any], setting: str) -> str:
     ]
     for name in dict.fromkeys(run["loss"] for run in found["runs"]):
         runs = [run for run in found["runs"] if run["loss"] == name]
-        each = [f"{run['kl']:.3f}" for run in runs] if len(runs) == len(seeds) else [""] * len(seeds)
+        each = [f"{run['kl']:.3f}" for run in runs]
         figures = [_mean(runs, key, form) for key, form in _COLUMNS]
         lines.append(f"| {name} | " + " | ".join([*figures, *each]) + " |")
     won = "beats CE and both renormalised losses" if found["bucket_wins_every_seed"] else "does NOT beat all others"
@@ -43,8 +43,6 @@ _COLUMNS = (("kl", "{:.3f}"), ("calibration_error", "{:.1%}"), ("nll", "{:.3f}")
 
 def _mean(runs: list[dict[str, Any]], key: str, form: str) -> str:
     values = [run[key] for run in runs]
-    if len(values) == 1:
-        return form.format(values[0])
     half = T_95[len(values)] * stdev(values) / len(values) ** 0.5
     return f"{form.format(mean(values))} ± {form.format(half)}"
 
