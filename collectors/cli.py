@@ -115,6 +115,25 @@ def schedule(runs: tuple[Path, ...], once: bool, kind: str | None, out: Path, im
         sys.exit(code)
 
 
+@click.command()
+@click.argument("table", type=click.Path(path_type=Path))
+def reparse(table: Path) -> None:
+    """Make rows again from archived responses, after a reader was mended.
+
+    Needs runs with keep_raw = true. Nothing is asked; rows that change are replaced in one commit and the earlier
+    version stays readable; rejects that can be read now become rows.
+    """
+    from collectors.reparse import reparse as read_again
+
+    done = read_again(table)
+    click.echo(
+        f"{done.read:,} responses read again: {done.changed:,} rows changed, {done.became_rows:,} rejects became rows, "
+        f"{done.became_rejects:,} rows became rejects; version {done.version}."
+    )
+    if done.unmatched:
+        click.echo(f"{done.unmatched:,} belong to nothing that the table has (taken down, or another run's).", err=True)
+
+
 def _say(name: str, line: str) -> None:
     plain = "".join(letter if letter.isprintable() else " " for letter in line)
     with suppress(OSError):  # whoever read it may be gone; the runs go on

@@ -85,6 +85,7 @@ def _raw(
 class Keeper:
     """Journals, reads and commits what `keep` is given, until `close`.
 
+    keep_raw: whether each batch goes to the table's archive before the journal lets it go.
     may_write: called before each commit; what it raises ends the work, with the batch kept in the journal.
     committed: called after each commit with the counts so far and its keys; it runs in a thread and may write.
     """
@@ -96,6 +97,7 @@ class Keeper:
         readers: Readers,
         run_id: str,
         *,
+        keep_raw: bool,
         may_write: Callable[[], None],
         settled: Callable[[Received, Row | Reject], None],
         committed: Callable[[Counts, Sequence[str]], None],
@@ -105,6 +107,7 @@ class Keeper:
         self._table = table
         self._readers = readers
         self._run_id = run_id
+        self._keep_raw = keep_raw
         self._may_write = may_write
         self._settled = settled
         self._committed = committed
@@ -199,6 +202,8 @@ class Keeper:
 
     def _write(self, batch: Sequence[Row | Reject], sequence: int) -> None:
         self._may_write()
+        if self._keep_raw:
+            self._table.archive_batch(self._journal, writer=self._run_id, sequence=sequence)
         rows = [one for one in batch if isinstance(one, Row)]
         rejects = [one for one in batch if isinstance(one, Reject)]
         written = self._table.append(rows, writer=self._run_id, sequence=sequence)

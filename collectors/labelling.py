@@ -107,6 +107,11 @@ class Readers:
         return self._made[digest]
 
 
+def tokenizer_digest(raw: RawResponse) -> str | None:
+    """The tokenizer whose ids a response has, None where none was known."""
+    return _DECODER.decode(raw.item).tokens.tokenizer_sha256
+
+
 def label(raw: RawResponse, readers: Readers, run_id: str) -> Row | Reject:
     """Read one response; whatever is wrong with it becomes a reject's reason, never an exception."""
     found = _DECODER.decode(raw.item)

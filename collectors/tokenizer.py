@@ -75,6 +75,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return _from_gguf(path) if path.suffix == ".gguf" else _from_huggingface(path)
 
 
+def stored_tokenizer(data: bytes) -> Tokenizer:
+    """A tokenizer as the table keeps it: enough to read answers, without what lay beside a tokenizer.json."""
+    record = json.loads(data)
+    gguf = record.get("format") == GGUF_FORMAT
+    vocabulary = len(record["tokens"]) if gguf else 1 + max(dict(_learned(record) + _added(record)).values())
+    return Tokenizer(data, vocabulary, record.get("bos_token_id"), record.get("eos_token_id"), None, None)
+
+
 def template_digest(template: str) -> str:
     """Hex sha256 of a chat template's text."""
     return hashlib.sha256(template.encode()).hexdigest()

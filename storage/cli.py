@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -148,7 +148,8 @@ def takedown(
         click.echo(json.dumps(asdict(done), indent=2, ensure_ascii=False))
         return
     verb = "would go" if dry_run else "are gone"
-    click.echo(f"{done.rows:,} rows, {done.rejects} rejects, {done.responses} journal entries {verb}.")
+    besides = f"{done.rejects} rejects, {done.responses} journal entries, {done.archived} archived responses"
+    click.echo(f"{done.rows:,} rows, {besides} {verb}.")
     if done.versions is not None:
         click.echo(f"They were in versions {done.versions[0]} to {done.versions[1]} of the table.")
     for student in done.students:
@@ -166,7 +167,17 @@ def takedown(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--use", "use_path", type=click.Path(path_type=Path), help="What it is for; by default publishing it.")
 @click.option("--version", type=int, help="Export this version of the table instead of the newest.")
-def export(table: Path, layout: str, out: Path, use_path: Path | None, version: int | None) -> None:
+@click.option(
+    "--waiver",
+    "waivers",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    multiple=True,
+    help="A waiver to take into account; may be repeated.",
+)
+def export(
+    table: Path, layout: str, out: Path, use_path: Path | None, version: int | None, waivers: tuple[Path, ...]
+) -> None:
     """Write a table as a Hugging Face data set or as JSON lines.
 
     The export is judged first; the decision and its obligations travel with the data. Exit codes: 3 refused, 5 needs
@@ -174,10 +185,12 @@ def export(table: Path, layout: str, out: Path, use_path: Path | None, version: 
     """
     from policies.settings import read_toml
     from policies.use import Use
+    from policies.waivers import read_waivers
     from storage.export import export as write
 
     use = read_toml(use_path, Use) if use_path is not None else None
-    done = write(table, out, to="hf" if layout == "hf" else "jsonl", use=use, version=version)
+    form: Literal["hf", "jsonl"] = "hf" if layout == "hf" else "jsonl"
+    done = write(table, out, to=form, use=use, version=version, waivers=read_waivers(waivers))
     click.echo(f"{done.rows:,} rows of version {done.version} written to {done.out}; decision {done.decision[:12]}.")
 
 

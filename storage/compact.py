@@ -104,7 +104,8 @@ def new_data_file(table: Table, rows: pa.Table, group: str | None) -> NewFile:
 def _purge(table: Table) -> list[int]:
     """Delete what the newest version of each part does not name; → sizes of the deleted files."""
     doomed: list[Path] = []
-    for log in (table.log, table.rejects.log, table.run_ledger.log):
+    archive = [table.archive.log] if table.archive.exists() else []
+    for log in (table.log, table.rejects.log, table.run_ledger.log, *archive):
         kept = {file.path for file in log.files(log.open())}
         doomed += [path for name in log.added() if (path := log.root / name) not in kept and path.is_file()]
     if doomed:

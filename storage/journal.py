@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import zstandard
 
@@ -59,6 +59,20 @@ class RawResponse:
     received_at: datetime
     headers: Mapping[str, str] = field(default_factory=dict)
     usage: Usage | None = None
+
+
+class PackedResponse(NamedTuple):
+    """A response as it lies on disk: `body` packed by zstd, `headers` and `usage` as JSON."""
+
+    key: str
+    prompt_id: str
+    sample_index: int
+    item: bytes
+    status: int
+    headers: str
+    body: bytes
+    received_at: datetime
+    usage: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +186,11 @@ class Journal:
         """The responses of one batch, in the order in which they came."""
         return self._read("batch = ?", sequence)
 
+    def packed(self, sequence: int) -> Iterator[PackedResponse]:
+        """The responses of one batch as they are, in the order in which they came."""
+        for line in self._lines("batch = ?", sequence):
+            yield _packed(line)
+
     def batches(self) -> list[int]:
         """Batches that are fixed and not released, in order."""
         return [n for (n,) in self._all("SELECT DISTINCT batch FROM responses WHERE batch IS NOT NULL ORDER BY 1")]
@@ -205,10 +224,12 @@ class Journal:
                 raise
 
     def _read(self, condition: str, *values: Any) -> Iterator[RawResponse]:
+        return (unpacked(_packed(line)) for line in self._lines(condition, *values))
+
+    def _lines(self, condition: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         numbers = [n for (n,) in self._all(f"SELECT rowid FROM responses WHERE {condition} ORDER BY rowid", *values)]
         for number in numbers:
-            for line in self._all(f"SELECT {_COLUMNS} FROM responses WHERE rowid = ?", number):
-                yield _response(line)
+            yield from self._all(f"SELECT {_COLUMNS} FROM responses WHERE rowid = ?", number)
 
     def _count(self, query: str, *values: Any) -> int:
         return int(self._all(query, *values)[0][0])
@@ -234,19 +255,24 @@ def _line(response: RawResponse) -> tuple[Any, ...]:
     )
 
 
-def _response(line: tuple[Any, ...]) -> RawResponse:
-    key, prompt_id, sample_index, item, status, headers, body, received_at, usage = line
-    prompt_tokens, completion_tokens, cost_usd = (None, None, None) if usage is None else json.loads(usage)
+def _packed(line: tuple[Any, ...]) -> PackedResponse:
+    return PackedResponse._make((*line[:-2], datetime.fromisoformat(line[-2]), line[-1]))
+
+
+def unpacked(response: PackedResponse) -> RawResponse:
+    """A response with its body as it came. Raises zstandard.ZstdError or ValueError where it was altered."""
+    numbers = (None, None, None) if response.usage is None else json.loads(response.usage)
+    prompt_tokens, completion_tokens, cost_usd = numbers
     return RawResponse(
-        key=key,
-        prompt_id=prompt_id,
-        sample_index=sample_index,
-        item=item,
-        status=status,
-        headers=json.loads(headers),
-        body=zstandard.decompress(body),
-        received_at=datetime.fromisoformat(received_at),
+        key=response.key,
+        prompt_id=response.prompt_id,
+        sample_index=response.sample_index,
+        item=response.item,
+        status=response.status,
+        headers=json.loads(response.headers),
+        body=zstandard.decompress(response.body),
+        received_at=response.received_at,
         usage=None
-        if usage is None
+        if response.usage is None
         else Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost_usd=cost_usd),
     )

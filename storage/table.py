@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from policies.identity import Material, Teacher
+from storage.archive import Archive
 from storage.codec import MANTISSA_BITS, list_values
 from storage.data_files import make_folder, write_data_file
 from storage.delta_log import DeltaLog, LoggedFile, NewFile, statistics
 from storage.errors import NotWritable, TableNotFound, VersionNotFound, mapped
+from storage.journal import Journal
 from storage.keys import KeySet
 from storage.ledgers import (
     Ledger,
@@ -82,6 +84,7 @@ class Table(Records):
         self.groups = Ledger(path / "groups", GROUPS)
         self.rejects = Ledger(path / "rejects", REJECTS)
         self.run_ledger = Ledger(path / "runs", RUNS)
+        self.archive = Archive(path / "archive")
         self.log = DeltaLog(path / "soft_labels", SOFT_LABELS, "audit_group")
         self._pinned = version
         self._keys = KeySet()
@@ -168,7 +171,7 @@ class Table(Records):
             fresh = self._fresh(rows)
             bits = check_metadata(opened.metadata().configuration, str(self.path))
             self.log.add_columns(opened)
-            files = self._write(fresh, bits)
+            files = self.new_files(fresh, bits)
             before = opened.version()
             version = self.log.commit(opened, add=files, transaction=(writer, sequence))
             self._keys.add(row.key for row in fresh)
@@ -182,7 +185,8 @@ class Table(Records):
             once.setdefault(row.key, row)
         return [row for key, row in once.items() if key not in self._keys]
 
-    def _write(self, rows: list[Row], mantissa_bits: int) -> list[NewFile]:
+    def new_files(self, rows: Sequence[Row], mantissa_bits: int) -> list[NewFile]:
+        """Rows as finished files, one for each audit group, to be registered while the table is held for writing."""
         if not rows:
             return []
         table = rows_to_arrow(rows, mantissa_bits=mantissa_bits)
@@ -194,7 +198,7 @@ class Table(Records):
             files.append(NewFile(write_data_file(folder, part, f"{count_tokens(part)}t-"), group, statistics(part)))
         return files
 
-    def _add_groups(self, rows: list[Row]) -> None:
+    def _add_groups(self, rows: Sequence[Row]) -> None:
         groups = groups_of(rows)
         names = set(groups.column("audit_group").to_pylist())
         if names <= self._known_groups:
@@ -208,6 +212,11 @@ class Table(Records):
         """Keep rejects, exactly once for each (writer, sequence); → how many were written now."""
         with self.writing():
             return self.rejects.append(rejects_to_arrow(rejects), (writer, sequence))
+
+    def archive_batch(self, journal: Journal, *, writer: str, sequence: int) -> int:
+        """Keep the raw responses of a journal's batch, exactly once for each (writer, sequence); → how many are new."""
+        with self.writing():
+            return self.archive.append(journal.packed(sequence), writer, sequence)
 
     def save_run(self, run: RunRecord) -> None:
         """Keep a run's record in place of the one before."""

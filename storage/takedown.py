@@ -1,7 +1,8 @@
 """Rows that may not be kept: gone from the current version, with a record of what went and why, and how far it got.
 
 By terms or teacher whole audit groups go, without a look at the labels; by run or SQL the files that hold the rows are
-written again without them, in the same commit. Journals and rejects lose what belongs to the same runs or keys.
+written again without them, in the same commit. Journals, rejects and the archive lose what belongs to the same runs or
+keys.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Takedown:
     runs: tuple[str, ...]
     rejects: int
     responses: int
+    archived: int
     versions: tuple[int, int] | None
     trainings: tuple[str, ...]
     students: tuple[str, ...]
@@ -57,13 +59,15 @@ def takedown(path: Path | str, selection: Selection, *, reason: str, dry_run: bo
         note["at"] = datetime.now(UTC).isoformat()
         responses = _journals(held, table, selection, found, dry_run)
         rejects = table.rejects.remove(selected_rejects(selection, found), note, dry_run)
+        archived = table.archive.remove(selected_rejects(selection, found), note, dry_run)
         versions, version, record = _versions(table, opened, found), opened.version(), None
-        if not dry_run and (found.rows or rejects or responses):
+        if not dry_run and (found.rows or rejects or responses or archived):
             if found.rows:
                 rest = [_without(table, file, found.keys) for file in found.files]
                 add = [file for file in rest if file is not None]
                 version = table.log.commit(opened, add=add, remove=found.files, note=note)
-            counts = {"rows": found.rows, "rejects": rejects, "responses": responses, "version": version}
+            counts = {"rows": found.rows, "rejects": rejects, "responses": responses, "archived": archived}
+            counts["version"] = version
             rows = {"groups": _groups(found), "keys": sorted(found.keys or ())}
             record = table.save_takedown(note | counts | rows)
         trainings, students = _reached(table, versions)
@@ -74,6 +78,7 @@ def takedown(path: Path | str, selection: Selection, *, reason: str, dry_run: bo
         runs=tuple(found.runs),
         rejects=rejects,
         responses=responses,
+        archived=archived,
         versions=versions,
         trainings=trainings,
         students=students,

@@ -6,6 +6,7 @@ Reads everything once, a row group at a time. Beside it `repair`, which removes 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ def verify(path: Path | str, version: int | None = None) -> Verification:
     problems = [problem for file in files for problem in checker.file(file)]
     for ledger in (table.groups, table.rejects, table.run_ledger):
         problems += [p for logged in ledger.log.files(ledger.log.open()) for p in _bytes(table.path, logged)]
+    problems += [problem for file in table.archive.files() for problem in _archived(table, file)]
     problems += _records(table)
     leftovers = tuple(sorted(file.relative_to(table.path).as_posix() for file in _leftovers(table)))
     return Verification(table.version, len(files), sum(f.rows for f in files), tuple(problems), leftovers)
@@ -74,7 +76,8 @@ def repair(path: Path | str) -> list[str]:
 
 
 def _leftovers(table: Table) -> Iterator[Path]:
-    for log in (table.log, table.groups.log, table.rejects.log, table.run_ledger.log):
+    archive = [table.archive.log] if table.archive.exists() else []
+    for log in (table.log, table.groups.log, table.rejects.log, table.run_ledger.log, *archive):
         named = {log.root / name for name in log.added()}
         yield from (
             file for file in log.root.rglob("*.parquet") if "_delta_log" not in file.parts and file not in named
@@ -110,6 +113,18 @@ def _bytes(root: Path, file: LoggedFile | DataFile) -> list[Problem]:
         digest = hashlib.file_digest(source, "sha256").hexdigest()
     if digest != file.path.stem.split("t-")[-1]:
         return [Problem(name, f"its content has another checksum than its name says ({digest[:12]}…)")]
+    return []
+
+
+def _archived(table: Table, file: LoggedFile) -> list[Problem]:
+    """What is wrong with a file of the archive: its bytes, or a body that is not the one that its row names."""
+    damaged = _bytes(table.path, file)
+    if damaged:
+        return damaged
+    try:
+        deque(table.archive.responses(file), maxlen=0)
+    except (StorageError, pa.ArrowException, OSError) as error:
+        return [Problem(file.path.relative_to(table.path).as_posix(), str(error))]
     return []
 
 
