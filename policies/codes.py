@@ -100,6 +100,17 @@ CODES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("read the text whole and record it in the register", "record an accepted risk (waiver)"),
     ),
     "MISSING_FACT": ("A fact that decides is not given", ()),
+    "GATE_MISSED": (
+        "The labels miss a threshold of [gates]",
+        (
+            "look at the rows that `potstill profile` names; take them down or collect them again",
+            "accept the risk: a waiver of gates@train with the digest that the refusal names",
+        ),
+    ),
+    "GATE_UNKNOWN": (
+        "A threshold of [gates] asks for a measure that the table does not have",
+        ("give prompts the references, domains or labels that it needs", "take the threshold out of [gates]"),
+    ),
     "WAIVER_APPLIED": ("A waiver settles this rule", ()),
     "WAIVER_EXPIRED": ("A waiver has run out", ("renew the waiver",)),
     "WAIVER_CLASS_FORBIDDEN": (
