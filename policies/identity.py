@@ -26,7 +26,7 @@ class Teacher(BaseModel):
     """One teacher as it was reached.
 
     `layers` are the models that this one was made from (the base of a fine-tune or of a third party's quantisation,
-    the teacher of a teacher), where the register does not know them by itself.
+    the teacher of a teacher), where the register does not know them by itself. `model` may bring them: MODEL+LAYER….
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -36,6 +36,14 @@ class Teacher(BaseModel):
     access_path: str = "self_host"
     served_by: str | None = None
     layers: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_layers(cls, given: object) -> object:
+        if isinstance(given, dict) and isinstance(given.get("model"), str) and "+" in given["model"]:
+            model, *layers = given["model"].split("+")
+            return {**given, "model": model, "layers": (*layers, *given.get("layers", ()))}
+        return given
 
     @classmethod
     def parse(cls, text: str) -> Teacher:
@@ -51,6 +59,11 @@ class Teacher(BaseModel):
             served_by=match["served"],
             layers=layers,
         )
+
+    @property
+    def name(self) -> str:
+        """The model with its layers, as rows keep it; `model` reads it back."""
+        return "+".join((self.model, *self.layers))
 
     @property
     def label(self) -> str:

@@ -118,7 +118,7 @@ def _key(sequence: ForeignSequence, kind: str, provenance: Provenance) -> str:
     identity = {
         "mode": "score",
         "kind": kind,
-        "model": provenance.teacher.model,
+        "model": provenance.teacher.name,
         "revision": provenance.teacher.revision,
     }
     identity["tokenizer_sha256"] = provenance.tokenizer_sha256
@@ -138,7 +138,7 @@ def _row(
         return None
     teacher = provenance.teacher
     record = TeacherRecord(
-        model=teacher.model,
+        model=teacher.name,
         revision=teacher.revision,
         provider=kind,
         access_path=teacher.access_path,

@@ -46,10 +46,11 @@ class Selection:
             teacher = Teacher.parse(str(self.teacher))
         except PolicyError as error:
             raise QueryRefused(str(error)) from error
-        asked = {"model": teacher.model, "revision": teacher.revision, "served_by": teacher.served_by}
+        asked = {"revision": teacher.revision, "served_by": teacher.served_by}
         if "#" in str(self.teacher):
             asked["access_path"] = teacher.access_path
-        return all(value is None or group[name] == value for name, value in asked.items())
+        model = group["model"] if teacher.layers else group["model"].partition("+")[0]  # rows name layers too
+        return model == teacher.name and all(value is None or group[name] == value for name, value in asked.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,3 +149,15 @@ def test_teachers_are_read_and_written_back(text: str) -> None:
 def test_what_is_no_teacher(text: str) -> None:
     with pytest.raises(FactsError, match=r"write MODEL\[@REVISION\]"):
         Teacher.parse(text)
+
+
+def test_a_model_of_ones_own_is_bound_by_the_statement_and_by_what_it_was_made_from() -> None:
+    assert terms("own/digits") == ["own-work@2026-11-24"]
+    assert terms("own/chat+meta-llama/Llama-3.1-8B") == ["llama-3.1@2024-07-23", "own-work@2026-11-24"]
+    assert problems("own/chat+acme/secret-7b") == ["UNKNOWN_TERMS"]
+
+
+def test_layers_travel_in_the_name_that_rows_keep() -> None:
+    teacher = Teacher(model="own/chat+meta-llama/Llama-3.1-8B", revision="2")
+    assert (teacher.model, teacher.layers) == ("own/chat", ("meta-llama/Llama-3.1-8B",))
+    assert Teacher(model=teacher.name, revision="2") == teacher == Teacher.parse(teacher.label)

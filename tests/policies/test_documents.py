@@ -18,7 +18,7 @@ NAMES = [document.name for document in load_bundle().documents]
 
 def test_every_document_is_recorded() -> None:
     assert sorted(RECORDED) == sorted(NAMES)
-    assert len({name.partition("@")[0] for name in NAMES}) == 73
+    assert len({name.partition("@")[0] for name in NAMES} - {"own-work"}) == 73
 
 
 @pytest.mark.parametrize("name", NAMES)
