@@ -19,6 +19,10 @@ from trainer.objective import DivergenceName, TailName
 Vocabulary = Literal["trimmed", "full"]
 
 
+SPLITS_OF_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+"""May change on resume, together with the number of ranks, as long as a step has as many sequences."""
+
+
 class LoraSettings(Settings):
     """Low-rank adapters on a frozen student; they are merged into its weights when it is saved."""
 
@@ -114,8 +118,10 @@ class TrainConfig(Settings):
 
     @property
     def digest(self) -> str:
-        """sha256 of the settings that decide what is trained: all but `out` and `evaluate`."""
-        settings = self.model_dump(mode="json", by_alias=True, exclude={"out", "evaluate"})
+        """sha256 of the settings that decide what is trained: all but `out`, `evaluate`, and how a step is split."""
+        settings = self.model_dump(
+            mode="json", by_alias=True, exclude={"out": True, "evaluate": True, "training": SPLITS_OF_A_STEP}
+        )
         text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -69,7 +69,8 @@ def train(
         config.training, out=config.out, seed=config.data.seed, from_scratch=config.student.from_ == "config"
     )
     objective = Objective(**config.loss.model_dump())
-    found = _checkpoint(config, resume)
+    sequences = arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    found = _checkpoint(config, resume, sequences)
     table = Table.open(config.table, found[1].table_version if found else config.version)
     table = Table.open(config.table, table.version)  # pinned from here on
     decision = gate(table, config.use)
@@ -88,7 +89,7 @@ def train(
     proof = prove(config, table, student)
     for line in proof.lines():
         tell(line)
-    provenance = TrainingState(str(config.table), table.version, decision.digest, config.digest, 0, {})
+    provenance = TrainingState(str(config.table), table.version, decision.digest, config.digest, sequences, 0, {})
     with _written_to(config.out):
         trainer = DistillationTrainer(
             DistilledStudent(student.model, objective),
@@ -186,13 +187,13 @@ def _written_to(out: Path) -> Iterator[None]:
         raise TrainError(f"{out} cannot be written: {error}. Free some space, then go on with --resume.") from error
 
 
-def _checkpoint(config: TrainConfig, resume: bool) -> tuple[Path, TrainingState] | None:
+def _checkpoint(config: TrainConfig, resume: bool, sequences: int) -> tuple[Path, TrainingState] | None:
     if not resume:
         return None
     found = last_checkpoint(config.out)
     if found is None:
         raise ResumeRefused(f"There is no finished checkpoint in {config.out}; train without --resume.")
-    check_resume(found[1], found[0], table=config.table, config=config.digest)
+    check_resume(found[1], found[0], table=config.table, config=config.digest, sequences_per_step=sequences)
     return found
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from trainer.checkpoint import TrainingState
 from trainer.errors import TrainError
@@ -192,10 +193,17 @@ class DistillationTrainer(Trainer):
         student.tie_weights()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        """Every rank's files, then the mark that they are whole, and only then older checkpoints go."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             state = dataclasses.replace(self.provenance, step=self.state.global_step, stream=self.stream.state_dict())
             state.save(self.out / f"checkpoint-{self.state.global_step}")
+            rotate_checkpoints(output_dir=str(self.out), save_total_limit=limit)
 
 
 def diagnostics(sums: dict[str, float]) -> dict[str, float]:
