@@ -1,4 +1,4 @@
-"""What is owed, as texts to put beside a student, and what a finished folder still lacks.
+"""What is owed, as texts to put beside a student or a data set, and what a student's finished folder still lacks.
 
 The texts are made from a decision alone. Licence texts are not: the register holds readings, so whoever ships a
 student adds the copies themselves, and the read-back says which are not there yet.
@@ -40,12 +40,34 @@ def card_metadata(decision: Decision) -> dict[str, Any]:
         metadata |= {"license": "other", "license_name": licence, "license_link": "LICENSE"}
     if student.get("init_from") not in (None, "scratch"):
         metadata["base_model"] = student["init_from"]
-    lines = _lines_to_show(decision)
+    lines = lines_to_show(decision)
     if lines:
         metadata["attributions"] = lines
+    copies = licence_copies(decision)
+    if copies:
+        metadata["licence_copies"] = copies
+    metadata["ai_generated"] = True
     metadata["teachers"] = sorted({m["teacher"]["model"] for m in decision.facts["materials"]})
     metadata["policy_decision"] = decision.digest
     return metadata
+
+
+def licence_copies(decision: Decision) -> list[str]:
+    """Where the licence texts belong that must go with what is given away, as paths in its folder."""
+    return sorted({_copy_name(o) for o in decision.obligations if o.due and o.type == "license_copy"})
+
+
+def label(decision: Decision) -> str:
+    """The line that labels what comes of teachers as made by machines; several terms and the EU's AI Act ask for it."""
+    if decision.action == "publish_dataset":
+        return "The completions in this data set are AI-generated: keep that label wherever they are published."
+    return "Outputs of this model are AI-generated: label them so wherever they are published."
+
+
+def lines_to_show(decision: Decision) -> list[str]:
+    """The lines that must be shown, the first wording of each choice."""
+    shown = [o for o in decision.obligations if o.due and o.type in ("attribution_display", "attribution_statement")]
+    return list(dict.fromkeys(_choices(o)[0] for o in shown))
 
 
 def training_summary(decision: Decision) -> list[str]:
@@ -79,9 +101,14 @@ def _leaves_a_trace(obligation: Obligation) -> bool:
     return obligation.type in _CHECKS and (obligation.type != "no_trademark_use" or "mark" in obligation.params)
 
 
+_ON_THE_CARD = (
+    *("attribution_display", "attribution_statement", "name_prefix", "no_trademark_use"),
+    *("disclose_ai_generated", "label_ai_generated"),
+)
+
+
 def _missing(obligation: Obligation) -> Reason:
-    shown = obligation.type in ("attribution_display", "attribution_statement", "name_prefix", "no_trademark_use")
-    code = "ATTRIBUTION_MISSING" if shown else "NOTICE_MISSING"
+    code = "ATTRIBUTION_MISSING" if obligation.type in _ON_THE_CARD else "NOTICE_MISSING"
     return Reason(
         code=code,
         verdict="review",
@@ -97,7 +124,7 @@ def _missing(obligation: Obligation) -> Reason:
 def _obligations(decision: Decision) -> str:
     due = [o for o in decision.obligations if o.due]
     lines = [
-        "# What is owed for this model",
+        f"# What is owed for this {_what(decision)}",
         "",
         f"Policy verdict `{decision.verdict}` for `{decision.action}` under bundle `{decision.bundle}`,",
         f"decision `{decision.digest}`. Not legal advice.",
@@ -107,16 +134,21 @@ def _obligations(decision: Decision) -> str:
         for obligation in (o for o in due if o.document == document):
             section = f" ({obligation.section})" if obligation.section else ""
             lines.append(f"- {obligation.text}{section}")
-    copies = [_copy_name(o) for o in due if o.type == "license_copy"]
+    copies = licence_copies(decision)
     if copies:
-        lines += ["", "## Licence texts to put beside the weights", "", *(f"- `{name}`" for name in sorted(copies))]
+        lines += ["", f"## Licence texts to put beside the {_what(decision)}", "", *(f"- `{name}`" for name in copies)]
     return "\n".join([*lines, ""])
+
+
+def _what(decision: Decision) -> str:
+    return "data set" if decision.action == "publish_dataset" else "model"
 
 
 def _notice(decision: Decision) -> str:
     due = [o for o in decision.obligations if o.due]
     teachers = ", ".join(sorted({m["teacher"]["model"] for m in decision.facts["materials"]}))
-    lines = [f"This model was trained on outputs of {teachers}.", *_lines_to_show(decision)]
+    made = "holds" if decision.action == "publish_dataset" else "was trained on"
+    lines = [f"This {_what(decision)} {made} outputs of {teachers}.", *lines_to_show(decision)]
     for obligation in due:
         if obligation.type == "mark_modified":
             made_from = ", ".join(obligation.teachers)
@@ -128,12 +160,6 @@ def _notice(decision: Decision) -> str:
 
 
 _NOTICES = ("notice_file", "notice_retain", "notice_origin")
-
-
-def _lines_to_show(decision: Decision) -> list[str]:
-    """The lines that must be shown, the first of each choice."""
-    shown = [o for o in decision.obligations if o.due and o.type in ("attribution_display", "attribution_statement")]
-    return list(dict.fromkeys(_choices(o)[0] for o in shown))
 
 
 def _choices(obligation: Obligation) -> list[str]:
@@ -162,6 +188,10 @@ def _noticed(obligation: Obligation, decision: Decision, folder: Folder) -> bool
 def _marked(obligation: Obligation, decision: Decision, folder: Folder) -> bool:
     notice = _plain(folder.get("NOTICE", ""))
     return f"modified work under {obligation.document}" in notice
+
+
+def _labelled(obligation: Obligation, decision: Decision, folder: Folder) -> bool:
+    return "ai-generated" in _plain(folder.get("README.md", ""))
 
 
 def _copied(obligation: Obligation, decision: Decision, folder: Folder) -> bool:
@@ -197,6 +227,8 @@ def _plain(text: str) -> str:
 _CHECKS: dict[str, Callable[[Obligation, Decision, Folder], bool]] = {
     "attribution_display": _shown,
     "attribution_statement": _shown,
+    "disclose_ai_generated": _labelled,
+    "label_ai_generated": _labelled,
     "license_copy": _copied,
     "mark_modified": _marked,
     "name_prefix": _named,

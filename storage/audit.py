@@ -53,11 +53,12 @@ def demand(decision: Decision, what: str) -> None:
     """Raise Refused or NeedsReview, with the reasons, unless a decision allows `what` ("Exporting this table")."""
     if decision.verdict not in ("deny", "review"):
         return
-    reasons = "; ".join(
-        f"{r.document or 'no document'}: {r.gist}" for r in decision.reasons if r.verdict == decision.verdict
-    )
+    stopping = [r for r in decision.reasons if r.verdict == decision.verdict]
+    reasons = "; ".join(f"{r.document or 'no document'}: {r.gist}" for r in stopping)
+    ways = list(dict.fromkeys(way for r in stopping for way in r.fix[:1]))[:2]
+    out = f" Ways out: {'; '.join(ways)}." if ways else ""
     if decision.verdict == "deny":
-        raise Refused(f"{what} is refused for {decision.action} ({reasons}); decision {decision.digest[:12]}.")
+        raise Refused(f"{what} is refused for {decision.action} ({reasons}); decision {decision.digest[:12]}.{out}")
     raise NeedsReview(
-        f"{what} for {decision.action} needs a review first ({reasons}); decision {decision.digest[:12]}."
+        f"{what} for {decision.action} needs a review first ({reasons}); decision {decision.digest[:12]}.{out}"
     )

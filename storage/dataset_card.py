@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from policies.decision import Decision
+from policies.discharge import label, lines_to_show
 from storage.display import printable
 from storage.schema import ALIGNMENT, SCHEMA_VERSION
 from storage.table import Table
@@ -32,6 +33,8 @@ def card(table: Table, decision: Decision) -> str:
         "size_categories": [size],
         "source_datasets": ["original"],
         "teachers": models,
+        "ai_generated": True,
+        "attributions": lines_to_show(decision),
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
     }
     # JSON is YAML, and its strings cannot break out of the front matter
@@ -68,5 +71,6 @@ def card(table: Table, decision: Decision) -> str:
         "",
     ]
     lines[-2] += f" {decision.digest[:12]} in decision.json). Whoever uses the data is bound by the teachers' terms:"
+    lines += [*(f"- {printable(line)}" for line in lines_to_show(decision)), f"- {label(decision)}"]
     lines += [f"- {printable(duty.text)} ({duty.document}, {duty.trigger})" for duty in decision.obligations]
     return "\n".join(lines) + "\n"

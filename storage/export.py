@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,9 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from policies.decision import Decision
+from policies.discharge import texts
 from policies.use import Use
+from policies.waivers import Waiver
 from storage.audit import audit, demand
 from storage.data_files import make_folder
 from storage.dataset_card import card
@@ -39,23 +41,30 @@ class Exported:
 
 
 def export(
-    path: Path | str, out: Path, *, to: Layout = "hf", use: Use | None = None, version: int | None = None
+    path: Path | str,
+    out: Path,
+    *,
+    to: Layout = "hf",
+    use: Use | None = None,
+    version: int | None = None,
+    waivers: Sequence[Waiver] = (),
 ) -> Exported:
     """Write a table version into the new folder `out`; `use` is by default publishing the data set.
 
-    `hf`: data/train-*.parquet with all columns, README.md (a data set card with licence metadata), decision.json and
-    the tokenizers. `jsonl`: data.jsonl (−inf as null), decision.json. Raises Refused or NeedsReview by the policies,
-    NotWritable where `out` has something in it.
+    `hf`: data/train-*.parquet with all columns, README.md (a data set card with licence metadata) and the tokenizers.
+    `jsonl`: data.jsonl (−inf as null). Both: decision.json, LICENSE-OBLIGATIONS.md and NOTICE. Raises Refused or
+    NeedsReview by the policies, NotWritable where `out` has something in it.
     """
     newest = Table.open(path, version)
     table = Table.open(path, newest.version)
-    decision = audit(path, use or Use(action="publish_dataset"), version=table.version)
+    decision = audit(path, use or Use(action="publish_dataset"), version=table.version, waivers=waivers)
     demand(decision, "Exporting this table")
     with mapped(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise NotWritable(f"{out} is there already: name a folder that is new or empty.")
         make_folder(out)
-        (out / "decision.json").write_text(decision.to_json(), "utf-8")
+        for name, text in {"decision.json": decision.to_json(), **texts(decision)}.items():
+            (out / name).write_text(text, "utf-8")
         if to == "hf":
             _hugging_face(table, decision, out)
         else:

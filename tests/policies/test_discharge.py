@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policies.decision import Decision
-from policies.discharge import LEAST_LICENCE, card_metadata, read_back, texts, training_summary
+from policies.discharge import LEAST_LICENCE, card_metadata, label, read_back, texts, training_summary
 from tests.policies.test_evaluate import decide, material, use
 
 GEMMA, LLAMA = "google/gemma-3-27b-it", "meta-llama/Llama-3.3-70B-Instruct"
@@ -100,6 +100,22 @@ def test_a_mark_is_looked_for_in_the_title() -> None:
     deepseek = decide(material("deepseek-chat#deepseek-platform"), use())
     assert open_codes(read_back(deepseek, {"README.md": "# acme-7b"})) == []
     assert open_codes(read_back(deepseek, {"README.md": "# DeepSeek-acme"})) != []
+
+
+def test_the_label_of_outputs_is_looked_for_in_the_card() -> None:
+    mistral = decide(material("mistral-large-2512#mistral-api", signal="text"), use())
+    assert [o.type for o in mistral.obligations if o.due and "ai_generated" in o.type] == ["disclose_ai_generated"]
+    assert open_codes(read_back(mistral, {"README.md": f"# acme\n{label(mistral)}"})) == []
+    missing = open_codes(read_back(mistral, {"README.md": "# acme"}))
+    assert missing == [("ATTRIBUTION_MISSING", "Disclose that outputs are AI-generated")]
+
+
+def test_a_data_set_is_told_as_one() -> None:
+    published = decide(material(LLAMA, rows=3), use("publish_dataset"))
+    files = texts(published)
+    assert "# What is owed for this data set" in files["LICENSE-OBLIGATIONS.md"]
+    assert f"This data set holds outputs of {LLAMA}." in files["NOTICE"]
+    assert "completions in this data set" in label(published)
 
 
 def test_share_alike_needs_the_text() -> None:

@@ -4,14 +4,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from policies.use import Use
+from policies.use import Organisation, Use
 from storage.errors import NeedsReview, NotWritable, Refused
 from storage.export import export
-from storage.rows import rows_from_arrow
+from storage.rows import TeacherRecord, rows_from_arrow
+from storage.selection import Selection
 from storage.table import Table
+from storage.takedown import takedown
 from tests.storage.make_rows import make_row, make_rows
 from tests.storage.test_rows import same
 
+LLAMA = TeacherRecord(model="meta-llama/Llama-3.3-70B-Instruct", provider="vllm", access_path="self_host")
 INTERNAL = Use(action="internal_use")
 
 
@@ -55,6 +58,41 @@ def test_an_export_is_a_publication_unless_said_otherwise(table, tmp_path):
     with pytest.raises((Refused, NeedsReview), match="publish_dataset"):
         export(table.path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_gate_at_export(table, tmp_path):
+    """Named for the gate without which it fails: nothing leaves the table that the policies refuse or cannot judge."""
+    table.append(make_rows(10, 1, terms=("no-such-terms@2020-01-01",)), writer="w", sequence=2)
+    with pytest.raises(Refused) as refused:
+        export(table.path, tmp_path / "out", use=INTERNAL)
+    assert refused.value.exit_code == 3 and not (tmp_path / "out").exists()
+    export(table.path, tmp_path / "out", use=INTERNAL, version=2)
+    table.append(make_rows(20, 1, prompt_licence=None), writer="w", sequence=3)
+    takedown(table.path, Selection(terms="no-such-terms@2020-01-01"), reason="unknown")
+    with pytest.raises(NeedsReview) as review:
+        export(table.path, tmp_path / "again", use=INTERNAL)
+    assert review.value.exit_code == 5 and not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("layout", ["hf", "jsonl"])
+def test_what_publishing_owes_lies_beside_the_data(tmp_path, layout):
+    table = Table.create(tmp_path / "llama")
+    rows = make_rows(0, 2, teacher=LLAMA, terms=("llama-3.3@2024-12-06",))
+    table.append(rows, writer="w", sequence=0)
+    with pytest.raises(NeedsReview, match=r"give organisation\.monthly_active_users in use\.toml"):
+        export(table.path, tmp_path / "out", to=layout)
+    use = Use(action="publish_dataset", organisation=Organisation(commercial=True, monthly_active_users=5))
+    done = export(table.path, tmp_path / "out", to=layout, use=use)
+    obligations = (tmp_path / "out" / "LICENSE-OBLIGATIONS.md").read_text()
+    due = [duty for duty in table.decision(done.decision).obligations if duty.due]
+    assert due and all(duty.text in obligations for duty in due)
+    assert "# What is owed for this data set" in obligations
+    assert "This data set holds outputs of meta-llama/Llama-3.3" in (tmp_path / "out" / "NOTICE").read_text()
+    if layout == "hf":
+        text = (tmp_path / "out" / "README.md").read_text()
+        front = yaml.safe_load(text.split("---\n", 2)[1])
+        assert front["ai_generated"] is True and "AI-generated: keep that label" in text
+        assert all(line in text for line in front["attributions"])
 
 
 def test_nothing_is_written_over(table, tmp_path):
