@@ -139,9 +139,10 @@ def _leaves(column: pa.Field, prefix: str = "") -> list[tuple[str, pa.DataType]]
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and sync the one that holds it, so that it survives a power cut."""
+    """Create a folder and those above it, each synced into the one that holds it, so that it survives a power cut."""
     if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
 
 

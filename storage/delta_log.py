@@ -25,6 +25,8 @@ from storage.errors import TableDamaged, VersionNotFound, mapped
 
 NOTE = "potstill"
 """The key of our note in a commit's own information."""
+ADDED = "potstill.added"
+"""Marks a column in the table's schema that files written before it lack."""
 STATISTICS = ("key", "run_id", "prompt_id", "collected_at")
 LONGEST_BOUND = 128
 """A longer string is no good bound in a log that every reader loads; the file's own statistics have it."""
@@ -71,6 +73,8 @@ class DeltaLog:
             raise_if_key_not_exists=False,
         )
         self._sync(0)
+        for folder in (self.root, self.root.parent):
+            sync_folder(folder)
 
     def exists(self) -> bool:
         """Whether the first log entry is there."""
@@ -92,11 +96,16 @@ class DeltaLog:
     def add_columns(self, table: DeltaTable) -> None:
         """Give an older table, just opened, the columns that were added since, in a commit of their own."""
         known = {field.name for field in table.schema().fields}
-        added = [field for field in self.schema if field.name not in known]
+        added = [field.with_metadata({ADDED: "true"}) for field in self.schema if field.name not in known]
         if added:
             table.alter.add_columns(Schema.from_arrow(pa.schema(added)).fields)
             table.update_incremental()
             self._sync(table.version())
+
+    def may_lack_columns(self, table: DeltaTable) -> bool:
+        """Whether files of an opened table may lack columns of the schema: they or the whole table may be older."""
+        fields = {field.name: field.metadata for field in table.schema().fields}
+        return any(name not in fields or ADDED in fields[name] for name in self.schema.names)
 
     def files(self, table: DeltaTable) -> list[LoggedFile]:
         """The files of an opened table. Raises TableDamaged where the log names a path outside of it."""
