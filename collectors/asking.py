@@ -57,13 +57,23 @@ class _Sent:
 class Endpoint:
     """Asks one endpoint within its limits; `sent` counts requests, `answered` whole 200 responses.
 
+    `card` is the digest of its endpoint card, which the rows of its answers name.
+
     `exchanging` holds the tasks whose request is on the wire: cancelling another one costs nothing.
     """
 
     def __init__(
-        self, sender: Sender, provider: Provider, *, allowed: LimitSettings, price: PriceSettings | None, budget: Budget
+        self,
+        sender: Sender,
+        provider: Provider,
+        *,
+        card: str,
+        allowed: LimitSettings,
+        price: PriceSettings | None,
+        budget: Budget,
     ) -> None:
         self.sender = sender
+        self.card = card
         self.provider = provider
         self.slots = Slots(allowed.concurrency)
         self.limit = EndpointLimit(

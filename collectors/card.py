@@ -22,6 +22,7 @@ LogprobSpace = Literal["raw", "scaled", "processed", "unknown"]
 class EndpointCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was seen of an endpoint. None means: not found out.
 
+    address: where it answers: by it a row says which endpoint of a pool it came from. None for one that a run starts.
     token_ids: ids come with the answer or are recovered from bytes by the given tokenizer.
     largest_k: most candidates that a request got; k_limit: the smallest number that was refused or cut.
     logprob_space: whether temperature and truncation are inside the numbers, measured.
@@ -32,6 +33,7 @@ class EndpointCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     kind: str
+    address: str | None = None
     served_model: str | None = None
     engine: str | None = None
     engine_version: str | None = None

@@ -5,6 +5,7 @@ and each sync to disk serves more responses. The price of a batch is the time un
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from collectors.asking import Answer
 from collectors.errors import Rejected
 from collectors.labelling import Provenance, Readers, entry, label
 from collectors.plan import Item
+from storage.doubts import Doubt, doubts_of, flag_rows, flagged, keep_doubt
 from storage.journal import Journal, RawResponse
 from storage.ledgers import Reject
 from storage.rows import Row
@@ -102,6 +104,8 @@ class Keeper:
         settled: Callable[[Received, Row | Reject], None],
         committed: Callable[[Counts, Sequence[str]], None],
     ) -> None:
+        self._doubts = doubts_of(table, run_id)
+        self._doubting = threading.Lock()
         self.counts = Counts()
         self._journal = journal
         self._table = table
@@ -204,9 +208,10 @@ class Keeper:
         self._may_write()
         if self._keep_raw:
             self._table.archive_batch(self._journal, writer=self._run_id, sequence=sequence)
-        rows = [one for one in batch if isinstance(one, Row)]
         rejects = [one for one in batch if isinstance(one, Reject)]
-        written = self._table.append(rows, writer=self._run_id, sequence=sequence)
+        with self._doubting:
+            rows = [flagged(one, self._doubts) for one in batch if isinstance(one, Row)]
+            written = self._table.append(rows, writer=self._run_id, sequence=sequence)
         kept = self._table.append_rejects(rejects, writer=self._run_id, sequence=sequence)
         self.counts.committed += written.written
         self.counts.duplicates += written.duplicates
@@ -215,9 +220,18 @@ class Keeper:
         self._committed(self.counts, [one.key for one in batch])
         self._journal.release(sequence)
 
+    def doubt(self, doubt: Doubt) -> int:
+        """Flag the rows that a doubt covers, committed and to come; → how many were committed."""
+        with self._doubting:
+            keep_doubt(self._table, doubt)
+            self._doubts.append(doubt)
+            return flag_rows(self._table, doubt)
+
     def recover(self) -> list[tuple[RawResponse, Row | Reject]]:
         """Commit what an earlier start left in the journal, with no new request; → each response with its fate."""
         fates: list[tuple[RawResponse, Row | Reject]] = []
+        for doubt in self._doubts:
+            flag_rows(self._table, doubt)  # an earlier start may have been killed before it did
         for sequence in self._journal.batches():
             fates += self._recover(list(self._journal.batch(sequence)), sequence)
         left = list(self._journal.open_responses())

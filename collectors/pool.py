@@ -4,7 +4,9 @@ Each is compared with the one that most of the others agree with, so that one od
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 
 from collectors.canary import Comparison, compare, sing
 from collectors.config import RunConfig
@@ -12,9 +14,13 @@ from collectors.errors import EndpointStopped, EndpointUnfit, Transient
 from collectors.opening import OpenEndpoint
 from collectors.tokenizer import Tokenizer
 from storage.codec import Labels
+from storage.doubts import ENDPOINT_CHANGED
 
 CANARY_SECONDS = 300.0
+_LAST_LOOK_SECONDS = 30.0
 Song = tuple[Labels | None, ...]
+Changed = Callable[[int, datetime, EndpointStopped], Awaitable[None]]
+"""Gets the place of an endpoint in the pool, since when it is in doubt, and why."""
 
 
 class Canaries:
@@ -24,12 +30,14 @@ class Canaries:
         self._config = config
         self._tokenizer = tokenizer
         self._reference: Song = ()
+        self._good: dict[int, datetime] = {}  # place in the pool → when its last good answers began
 
     async def alike(self, opened: Sequence[OpenEndpoint], say: Callable[[str], None]) -> list[OpenEndpoint]:
         """The endpoints that hold the same teacher; the others are told to `say`. Raises EndpointUnfit for too few."""
         if len(opened) == 1:
             return list(opened)
-        songs = [await self._song(one) for one in opened]
+        began = datetime.now(UTC)
+        songs = await asyncio.gather(*(self._song(one) for one in opened))
         votes = [sum(compare(song, other).same_teacher for other in songs) for song in songs]
         self._reference = songs[votes.index(max(votes))]
         if max(votes) * 2 <= len(songs):
@@ -37,28 +45,42 @@ class Canaries:
                 "The endpoints of the pool answer the canary prompts differently, and no majority agrees: serve "
                 "the same weights, quantisation and settings at each."
             )
-        kept = []
+        kept: list[OpenEndpoint] = []
         for one, song in zip(opened, songs, strict=True):
             found = compare(self._reference, song)
             if found.same_teacher:
+                self._good[len(kept)] = began
                 kept.append(one)
             else:
                 say(f"{_name(one)} is left out: {_told(found)}.")
         return kept
 
-    async def watch(self, opened: Sequence[OpenEndpoint], stop: Callable[[int, EndpointStopped], None]) -> None:
-        """Compare the endpoints of a pool again from time to time; `stop` gets the place of one that changed."""
-        alive = set(range(len(opened))) if len(opened) > 1 else set()
-        while alive:
+    async def watch(self, opened: Sequence[OpenEndpoint], changed: Changed) -> None:
+        """Compare the endpoints of a pool again from time to time; `changed` is told of one that is another teacher."""
+        while self._good:
             await asyncio.sleep(CANARY_SECONDS)
-            for place in sorted(alive):
-                try:
-                    found = compare(self._reference, await self._song(opened[place]))
-                except (Transient, EndpointStopped):
-                    continue  # whoever does not answer is dealt with where rows are asked for
-                if not found.same_teacher:
-                    alive.discard(place)
-                    stop(place, _changed(opened[place], found))
+            await self._look(opened, changed)
+
+    async def last_look(self, opened: Sequence[OpenEndpoint], changed: Changed) -> None:
+        """Compare them once more at the end, so that no row is left unwatched; who does not answer in time is not."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_LOOK_SECONDS):
+                await self._look(opened, changed)
+
+    async def _look(self, opened: Sequence[OpenEndpoint], changed: Changed) -> None:
+        places, began = sorted(self._good), datetime.now(UTC)
+        songs = await asyncio.gather(*(self._song(opened[place]) for place in places), return_exceptions=True)
+        for place, song in zip(places, songs, strict=True):
+            if isinstance(song, Transient | EndpointStopped):
+                continue  # whoever does not answer is dealt with where rows are asked for
+            if isinstance(song, BaseException):
+                raise song
+            found = compare(self._reference, song)
+            if found.same_teacher:
+                self._good[place] = began
+            else:
+                since = self._good.pop(place)
+                await changed(place, since, _changed(opened[place], found, since))
 
     async def _song(self, one: OpenEndpoint) -> Song:
         config = self._config
@@ -71,10 +93,10 @@ def _name(one: OpenEndpoint) -> str:
     return f"The endpoint {one.settings.base_url or one.settings.kind}"
 
 
-def _changed(one: OpenEndpoint, found: Comparison) -> EndpointStopped:
+def _changed(one: OpenEndpoint, found: Comparison, since: datetime) -> EndpointStopped:
     return EndpointStopped(
-        f"{_name(one)} no longer answers as the teacher of this run: {_told(found)}. Its rows of the last "
-        f"{CANARY_SECONDS / 60:.0f} minutes are in doubt."
+        f"{_name(one)} no longer answers as the teacher of this run: {_told(found)}. Its rows since {since:%H:%M:%S} "
+        f"UTC, when it last did, are flagged {ENDPOINT_CHANGED}."
     )
 
 

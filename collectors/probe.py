@@ -73,6 +73,7 @@ class _Examination:
         seen = first.received
         return EndpointCard(
             kind=self._endpoint.wire_kind,
+            address=self._endpoint.base_url,
             served_model=engine.served_model,
             engine=engine.name,
             engine_version=self._version(engine),
@@ -100,6 +101,7 @@ class _Examination:
         """A masked model or a function cannot generate, by which all else is measured; but its code is known."""
         return EndpointCard(
             kind=self._endpoint.wire_kind,
+            address=self._endpoint.base_url,
             served_model=engine.served_model,
             engine=engine.name,
             engine_version=engine.version,

@@ -13,6 +13,7 @@ from collectors.errors import CollectError
 from collectors.labelling import Readers, label, tokenizer_digest
 from collectors.opening import provider_for
 from collectors.tokenizer import Tokenizer, stored_tokenizer
+from storage.doubts import doubts_of, flagged
 from storage.ledgers import Reject, RunRecord
 from storage.replacing import Replaced, replace_rows
 from storage.rows import Row
@@ -45,6 +46,7 @@ class _Reading:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._runs = {run.run_id: run for run in table.runs()}
+        self._doubts = doubts_of(table)
         self._tokenizers: dict[str, Tokenizer] = {}
         self._readers: dict[tuple[str, str | None], Readers] = {}
 
@@ -52,7 +54,8 @@ class _Reading:
         """What each archived response reads as now."""
         for file in self._table.archive.files():
             for run_id, response in self._table.archive.responses(file):
-                yield label(response, self._for(run_id, tokenizer_digest(response)), run_id)
+                found = label(response, self._for(run_id, tokenizer_digest(response)), run_id)
+                yield flagged(found, self._doubts) if isinstance(found, Row) else found
 
     def _for(self, run_id: str, digest: str | None) -> Readers:
         if (run_id, digest) not in self._readers:

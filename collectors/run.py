@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from collectors.asking import Answer, Endpoint
@@ -38,6 +39,7 @@ from collectors.record import Chronicle
 from collectors.report import RunReport
 from collectors.sending import Sending, Source
 from collectors.stopping import run_until_stopped
+from storage.doubts import Doubt
 from storage.journal import Journal
 from storage.ledgers import Reject
 from storage.rows import Row
@@ -157,7 +159,10 @@ class _Run:
                 raise
             finally:
                 watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+                [watched] = await asyncio.gather(watching, return_exceptions=True)
+            if isinstance(watched, Exception):
+                raise watched
+            await canaries.last_look(alike, self._changed)
         return await asyncio.to_thread(self._end)
 
     def _committed(self, counts: Counts, keys: Sequence[str]) -> None:
@@ -166,10 +171,18 @@ class _Run:
         self._chronicle.decision = self._gate.decision
         self._chronicle.save("running", counts, self._budget)
 
-    def _changed(self, place: int, reason: EndpointStopped) -> None:
+    async def _changed(self, place: int, since: datetime, reason: EndpointStopped) -> None:
+        """Ask nothing more of an endpoint that is another teacher now; flag what it gave since it was the right one."""
         assert self._sending is not None
         self._watcher.say(str(reason))
-        self._sending.retire(self._sending.endpoints[place], reason, self._stop)
+        endpoint = self._sending.endpoints[place]
+        self._sending.retire(endpoint, reason, self._stop)
+        # What is in flight may still be answered, for as long as one exchange may take.
+        until = datetime.now(UTC) + timedelta(seconds=max(one.timeout_seconds for one in self._config.pool))
+        doubt = Doubt(
+            run_id=self._config.run_id, endpoint_card=endpoint.card, since=since, until=until, reason=str(reason)
+        )
+        await asyncio.to_thread(self._keeper.doubt, doubt)
 
     def _recover(self) -> None:
         """Rows of what an earlier start received; what it spent on them after it last saved its record counts too."""
@@ -201,14 +214,15 @@ class _Run:
         self._chronicle.add_cards([one.card for one in opened])
         if self._tokenizer is not None:
             self._table.save_tokenizer(self._tokenizer.data)
-        self._shared = provenance(
-            config,
-            teacher=teacher_record(config, card),
-            tokens=teacher_tokens(self._tokenizer, card),
-            clearance=self._gate.clearance,
-        )
+        tokens = teacher_tokens(self._tokenizer, card)
+        self._shared = {
+            one.card.digest: provenance(
+                config, teacher=teacher_record(config, one.card), tokens=tokens, clearance=self._gate.clearance
+            )
+            for one in opened
+        }
         self._chronicle.save("running", self._keeper.counts, self._budget)
-        if self._start is not None and self._shared.tokens != self._tokens_before:
+        if self._start is not None and tokens != self._tokens_before:
             self._start = None  # the teacher's tokens are others than those that the place was kept for
         self._plan = self._plan_for(card)
         items = islice(self._plan.items(read_prompts(config.prompts, self._start)), self._limit)
@@ -225,7 +239,9 @@ class _Run:
             # One more than it can serve keeps it busy; others would only wait there, and be asked again after a kill.
             limits = limits.model_copy(update={"concurrency": min(limits.concurrency, one.settings.slots + 1)})
         reader = self._readers.add(one.card)
-        return Endpoint(one.sender, reader, allowed=limits, price=config.price, budget=self._budget)
+        return Endpoint(
+            one.sender, reader, card=one.card.digest, allowed=limits, price=config.price, budget=self._budget
+        )
 
     async def _send_and_keep(self) -> None:
         assert self._sending is not None
@@ -250,17 +266,17 @@ class _Run:
 
     async def _keep_answer(self, answer: Answer) -> None:
         self._state.received += 1
-        await self._keeper.keep(received(self._share(), answer))
+        await self._keeper.keep(received(self._share(answer.endpoint.card), answer))
 
     async def _keep_rejected(self, item: Item, error: Rejected) -> None:
         self._state.received += 1
-        await self._keeper.keep(rejected(self._share(), item, error))
+        await self._keeper.keep(rejected(self._share(next(iter(self._shared))), item, error))
 
-    def _share(self) -> Provenance:
-        """What rows that are received now share: under the decision that holds now."""
-        if self._shared.clearance is not self._gate.clearance:
-            self._shared = replace(self._shared, clearance=self._gate.clearance)
-        return self._shared
+    def _share(self, card: str) -> Provenance:
+        """What rows that an endpoint gives now share: under the decision that holds now."""
+        if self._shared[card].clearance is not self._gate.clearance:
+            self._shared[card] = replace(self._shared[card], clearance=self._gate.clearance)
+        return self._shared[card]
 
     def _settled(self, one: Received, outcome: Row | Reject) -> None:
         if one.answer is not None:

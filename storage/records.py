@@ -97,6 +97,21 @@ class Records:
         """One record of a takedown. Raises InvalidRecord when it is not there or was altered."""
         return self._digested("takedowns", digest)
 
+    def save_doubt(self, doubt: Mapping[str, Any]) -> str:
+        """Keep which rows are in doubt and why (see storage.doubts) under the digest of its content; → the digest."""
+        data = json.dumps(doubt, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        self._save_file("doubts", f"{digest}.json", data)
+        return digest
+
+    def doubts(self) -> list[dict[str, Any]]:
+        """All doubts, in the order of their beginning. Raises InvalidRecord when one was altered."""
+        return sorted((self.doubt(digest) for digest in self.listed("doubts")), key=lambda doubt: str(doubt["since"]))
+
+    def doubt(self, digest: str) -> dict[str, Any]:
+        """One doubt. Raises InvalidRecord when it is not there or was altered."""
+        return self._digested("doubts", digest)
+
     def save_tokenizer(self, data: bytes) -> str:
         """Keep a tokenizer file, so that the table needs nothing else to be trained on; → the sha256 of its bytes."""
         digest = hashlib.sha256(data).hexdigest()

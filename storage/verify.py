@@ -94,6 +94,8 @@ def _records(table: Table) -> Iterator[Problem]:
         yield from _readable(f"tokenizers/{digest}", lambda digest=digest: table.tokenizer(digest))
     for digest in table.listed("trainings"):
         yield from _readable(f"trainings/{digest}", lambda digest=digest: table.training(digest))
+    for digest in table.listed("doubts"):
+        yield from _readable(f"doubts/{digest}", lambda digest=digest: table.doubt(digest))
     for digest in table.listed("takedowns"):
         yield from _readable(f"takedowns/{digest}", lambda digest=digest: table.takedown(digest))
 
