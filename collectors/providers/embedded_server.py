@@ -42,6 +42,7 @@ def main() -> None:
         params.fit_params = False  # the context that was asked for, or an error
         params.cache_prompt = False  # a cached prefix changes the numbers a little
         params.cache_ram_mib = 0
+        params.n_ctx_checkpoints = 0  # a prompt split for a checkpoint has other numbers than a whole one
         try:
             server = xllamacpp.Server(params)
         except RuntimeError as error:
