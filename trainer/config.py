@@ -13,10 +13,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from policies.gates import Gates
 from policies.settings import LocalPath, Settings, read_toml
-from trainer.objective import DivergenceName, TailName
+from trainer.objective import DivergenceName, Objective, TailName
 
 Vocabulary = Literal["trimmed", "full"]
+Task = Literal["causal", "masked", "classification"]
 
 
 SPLITS_OF_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps"}
@@ -38,6 +40,8 @@ class StudentSettings(Settings):
     The default sizes make about 3 million parameters besides the embeddings, which two cores train in minutes.
     """
 
+    task: Task = "causal"
+    """causal learns from rows of generate and score, masked from those of mask, classification from classify."""
     from_: Literal["config", "teacher-layers"] | LocalPath = Field(default="config", alias="from")
     teacher: LocalPath | None = None
     """Of teacher-layers: the local folder of the model whose layers are taken."""
@@ -46,12 +50,14 @@ class StudentSettings(Settings):
     lora: LoraSettings | None = None
     vocabulary: Vocabulary = "trimmed"
     """trimmed: only the tokens that the table needs; full: the teacher's own. A local folder brings its own."""
+    tokenizer: LocalPath | None = None
+    """Of config: the student's own tokenizer (a tokenizer.json, or a folder with one) in place of the teacher's."""
     candidate_loss: float = Field(default=0.02, ge=0, lt=1)
     """How much of the teacher's mass per position may fall into the tail because its token was trimmed away."""
     eos_token: str | None = None
     """Which token ends a sequence, where the teacher's tokenizer does not say."""
-    architecture: str = "llama"
-    """A causal model type of transformers."""
+    architecture: str | None = None
+    """A model type of transformers; llama where nothing is said, bert for masked models and classifiers."""
     hidden_size: PositiveInt = 256
     layers: PositiveInt = 4
     heads: PositiveInt = 4
@@ -66,6 +72,12 @@ class DataSettings(Settings):
     pack: bool = True
     seed: int = Field(default=0, ge=0)
     holdout: float = Field(default=0.05, ge=0, lt=1)
+    where: str | None = None
+    """An SQL condition on the columns of soft_labels; rows for which it is not true are not used."""
+    source_weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """What a loss token counts for by its row's prompt_source; 1 for sources that are not named."""
+    quarantine: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all rows that may be unreadable; they are named and left out."""
 
 
 class LossSettings(Settings):
@@ -77,10 +89,14 @@ class LossSettings(Settings):
     hard_weight: float = Field(default=0.1, ge=0, le=1)
     beta: NonNegativeFloat = 0.5
     skew: NonNegativeFloat = 0.1
+    cosine_weight: NonNegativeFloat = 0.0
+    """Of the mean 1 − cosine between the student's last hidden states and those of a local teacher."""
+    teacher: LocalPath | None = None
+    """The folder of that teacher; default: the one whose layers the student took."""
 
-
-class GateSettings(Settings):
-    """Thresholds on the labels' quality and distribution; none is known yet, so the section may only stand empty."""
+    def objective(self) -> Objective:
+        """The loss of the labels. Raises LossRefused."""
+        return Objective(**self.model_dump(exclude={"cosine_weight", "teacher"}))
 
 
 class EvaluateSettings(Settings):
@@ -97,11 +113,13 @@ class TrainConfig(Settings):
     table: LocalPath
     version: int | None = Field(default=None, ge=0)
     use: LocalPath
+    waivers: tuple[LocalPath, ...] = ()
+    """Files of the waivers that the gate takes into account; `train --waiver` adds to them."""
     out: LocalPath
     student: StudentSettings = StudentSettings()
     data: DataSettings = DataSettings()
     loss: LossSettings = LossSettings()
-    gates: GateSettings = GateSettings()
+    gates: Gates = Gates()
     evaluate: EvaluateSettings = EvaluateSettings()
     training: dict[str, Any] = Field(default_factory=dict)
 
@@ -114,20 +132,34 @@ class TrainConfig(Settings):
             raise ValueError("student: lora adapts a model that was trained before; name its folder in from")
         if student.hidden_size % student.heads or student.heads % student.key_value_heads:
             raise ValueError("student: heads must divide hidden_size, and key_value_heads must divide heads")
+        if student.tokenizer is not None and student.from_ != "config":
+            raise ValueError('student: tokenizer belongs to from = "config"; a folder brings its own')
+        if self.loss.cosine_weight > 0 and self.hidden_teacher is None:
+            raise ValueError('loss: cosine_weight needs teacher = "FOLDER", whose hidden states are followed')
         return self
 
     @property
+    def hidden_teacher(self) -> Path | None:
+        """The folder of the teacher whose hidden states are followed, if any are."""
+        return (self.loss.teacher or self.student.teacher) if self.loss.cosine_weight > 0 else None
+
+    @property
     def digest(self) -> str:
-        """sha256 of the settings that decide what is trained: all but `out`, `evaluate`, and how a step is split."""
-        settings = self.model_dump(
-            mode="json", by_alias=True, exclude={"out": True, "evaluate": True, "training": SPLITS_OF_A_STEP}
-        )
+        """sha256 of the settings that decide what is trained, so not of `out`, checks, or how a step is split."""
+        left_out = {"out": True, "evaluate": True, "gates": True, "waivers": True, "training": SPLITS_OF_A_STEP}
+        settings = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def waived(self, files: tuple[Path, ...]) -> TrainConfig:
+        """The same training with these waivers beside its own."""
+        return self.model_copy(update={"waivers": (*self.waivers, *files)})
+
     def hard_twin(self) -> TrainConfig:
         """The same training on hard labels only, beside the student's folder."""
-        loss = self.loss.model_copy(update={"hard_weight": 1.0, "temperature": 1.0, "tail": "bucket"})
+        loss = self.loss.model_copy(
+            update={"hard_weight": 1.0, "temperature": 1.0, "tail": "bucket", "cosine_weight": 0.0}
+        )
         return self.model_copy(update={"loss": loss, "out": self.out / "hard-twin"})
 
 

@@ -13,30 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage.codec import list_values
+from trainer.columns import ListColumn, list_column, tail_sums_at
 from trainer.errors import StreamRefused
 from trainer.index import READ_ERRORS, RowIndex, open_parquet
+from trainer.rewriting import Rewriter
 
 COLUMNS = ["prompt_token_ids", "token_ids", "token_logprobs", "top_ids", "top_logprobs", "log_tail"]
-
-
-@dataclass(frozen=True, slots=True)
-class ListColumn:
-    """One list column of a row group: the values of row i are values[starts[i] : ends[i]]."""
-
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    values: NDArray[Any]
-
-    def row(self, i: int) -> NDArray[Any]:
-        """A view."""
-        return self.values[self.starts[i] : self.ends[i]]
-
 
 Labels = dict[int, dict[str, ListColumn]]
 """Decoded row groups of a window, by block number; a damaged block is absent."""
@@ -56,20 +42,13 @@ def read_blocks(index: RowIndex, blocks: Sequence[int], columns: Sequence[str], 
         except READ_ERRORS as error:
             index.damage.add(str(block), int(index.first_row[number + 1] - index.first_row[number]), error)
         else:
-            labels[number] = {name: _list_column(table.column(name), name, temperature) for name in columns}
+            labels[number] = {
+                name: tail_sums_at(table.column(name), temperature)
+                if name == "tail_sums"
+                else list_column(table.column(name))
+                for name in columns
+            }
     return labels
-
-
-def _list_column(column: pa.ChunkedArray, name: str, temperature: float) -> ListColumn:
-    if name != "tail_sums":
-        offsets, values = list_values(column)
-        return ListColumn(offsets[:-1], offsets[1:], values)
-    rows = column.combine_chunks()
-    sums_of_row, (offsets, values) = rows.offsets.to_numpy(), list_values(rows.values.field("log_sums"))
-    at_temperature = np.flatnonzero(rows.values.field("temperature").to_numpy() == np.float32(temperature))
-    position = np.searchsorted(at_temperature, sums_of_row[:-1])
-    chosen = np.append(at_temperature, 0)[position]  # a row without one is not in the index, or has no candidates
-    return ListColumn(offsets[chosen], offsets[chosen + 1], values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +60,7 @@ class Assembler:
             such a realised token is no target.
         unknown_id: the student's id for an input token that it does not have; without one such a token is refused.
         source_weights: what a loss token counts for by its row's prompt_source; 1 for sources not named.
+        rewriter: makes rows again in a student's own tokens; such rows are not mapped by `id_map`.
         temperature: other than 1, batches have `tail_sum`, and candidates that fall into the tail are added to it.
         width: positions of every sequence; None: as many as the longest of the global batch takes.
     """
@@ -91,12 +71,14 @@ class Assembler:
     source_weights: Mapping[str, float]
     width: int | None
     temperature: float = 1.0
+    rewriter: Rewriter | None = None
 
     def read(self, blocks: Sequence[int]) -> Labels:
         """Decode what batches need of some row groups."""
         index, warm = self.index, self.temperature != 1
         optional = {"target_positions": index.masked.any(), "top_weights": index.sampled.any(), "tail_sums": warm}
         columns = COLUMNS + [name for name, needed in optional.items() if needed]
+        columns += [name for name in (self.rewriter.columns if self.rewriter else ()) if name not in columns]
         return read_blocks(index, blocks, columns, self.temperature)
 
     def batch(self, packs: Sequence[tuple[tuple[int, ...], Labels]], share: slice) -> dict[str, Tensor]:
@@ -107,7 +89,7 @@ class Assembler:
         index = self.index
         everything = np.concatenate([rows for rows, _ in packs])
         width = self.width or int(index.slots[everything].max())
-        k = max(int(index.k[everything].max()), 1)
+        k = max(int(index.k[everything].max()), 1) + (1 if self.rewriter and self.rewriter.chunks else 0)
         mine = packs[share]
         placed = [place for place in _places(index, mine) if place.columns is not None]
         out = _empty_batch(len(mine), width, int(sum(index.loss_tokens[place.row] for place in placed)), k)
@@ -116,12 +98,19 @@ class Assembler:
             out["top_weights"] = np.zeros_like(out["top_logprobs"])
         if self.temperature != 1:
             out["tail_sum"] = np.zeros_like(out["log_tail"])
+        if self.rewriter is not None and self.rewriter.chunks:
+            out["chunk_ids"] = np.full_like(out["target_ids"], -1)
+            out["chunk_logprobs"] = np.full_like(out["target_logprobs"], np.nan)
         for place in placed:
-            first = _fill(out, index, place, first)
+            if self.rewriter is None:
+                first = _fill(out, index, place, first)
+            else:
+                first = _fill_rewritten(out, index, place, first, self.rewriter)
         weight_of = np.array([self.source_weights.get(source, 1.0) for source in index.sources], dtype=np.float32)
         rows = np.array([place.row for place in placed], dtype=np.int64)
         out["weight"] = np.repeat(weight_of[index.source[rows]], index.loss_tokens[rows])
-        self._to_student_ids(out)
+        if self.rewriter is None:
+            self._to_student_ids(out)
         out["weight"][(out["target_ids"] < 0) & (out["top_ids"] < 0).all(1)] = 0
         out["rows"], out["tokens"] = np.array(len(rows)), np.array(first)
         return {name: torch.from_numpy(array) for name, array in out.items()}
@@ -188,6 +177,31 @@ def _empty_batch(sequences: int, width: int, count: int, k: int) -> dict[str, ND
         "log_tail": np.empty(count, dtype=np.float32),
         "from_teacher": np.empty(count, dtype=bool),
     }
+
+
+def _fill_rewritten(
+    out: dict[str, NDArray[Any]], index: RowIndex, place: _Place, first: int, rewriter: Rewriter
+) -> int:
+    """As `_fill`, for a row that is made again in the student's tokens."""
+    row, columns = place.row, place.columns
+    assert columns is not None
+    slots, count, k = (int(column[row]) for column in (index.slots, index.loss_tokens, index.k))
+    made = rewriter.row(columns, int(index.row_in_block[row]), k, slots)
+    here = (place.sequence, slice(place.slot, place.slot + slots))
+    out["input_ids"][here], out["position_ids"][here] = made.input_ids, np.arange(slots)
+    out["document_ids"][here] = place.document
+    targets = slice(first, first + count)
+    out["loss_index"][targets] = place.sequence * out["input_ids"].shape[1] + place.slot + made.read_from
+    for name, values in made.labels.items():
+        if values.ndim == 2:
+            out[name][targets, : values.shape[1]] = values
+        else:
+            out[name][targets] = values
+    chunk_ids = made.labels.get("chunk_ids")
+    if chunk_ids is not None:  # a number in the batch: that of the row's first loss token, and on
+        out["chunk_ids"][targets] = np.where(chunk_ids >= 0, chunk_ids + first, -1)
+    out["from_teacher"][targets] = index.from_teacher[row]
+    return first + count
 
 
 def _fill(out: dict[str, NDArray[Any]], index: RowIndex, place: _Place, first: int) -> int:

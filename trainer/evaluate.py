@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from storage.table import Table
 from trainer.config import TrainConfig
 from trainer.errors import TrainError
-from trainer.fit import RECORD_FILE, Tell, make_stream, make_student, train
+from trainer.fit import RECORD_FILE, Tell, train
 from trainer.measure import summary, token_measures
+from trainer.prepare import make_stream, make_student
 from trainer.report import write_report
 from trainer.stream import Batch
 from trainer.student import Student, load_student
@@ -108,8 +109,7 @@ def _twin(config: TrainConfig, record: dict[str, Any], tell: Tell, progress: Any
 
 
 def _holdout(config: TrainConfig, table: Table, student: Student) -> list[Batch]:
-    data = config.data.model_copy(update={"pack": False})
-    return list(make_stream(data, table, student, split="holdout", batch_size=BATCH_SIZE, repeat=False))
+    return list(make_stream(config, table, student, split="holdout", batch_size=BATCH_SIZE, repeat=False, pack=False))
 
 
 def _content(

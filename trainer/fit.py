@@ -17,21 +17,20 @@ from typing import Any
 from safetensors import SafetensorError
 
 from policies.decision import Decision
+from policies.identity import Signal
 from storage.table import Table
-from trainer.align import AlignmentProof, prove_alignment
-from trainer.card import write_card
+from trainer.align import AlignmentProof
+from trainer.card import still_owed, write_card
 from trainer.checkpoint import ResumeRefused, TrainingState, check_resume, last_checkpoint, remove_checkpoints
-from trainer.config import DataSettings, TrainConfig
+from trainer.config import TrainConfig
+from trainer.documents import prove_documents
 from trainer.errors import TrainError
 from trainer.forward import DistilledStudent
 from trainer.gate import gate
 from trainer.invariance import check_splits
 from trainer.loop import DEFAULTS, DistillationTrainer, Progress, training_arguments
-from trainer.objective import Objective
-from trainer.reading import column_batches, table_templates, table_tokenizer
-from trainer.stream import SoftLabelStream
-from trainer.student import Student, create_student, save_student
-from trainer.vocabulary import COUNT_COLUMNS
+from trainer.prepare import make_guide, make_stream, make_student, prove
+from trainer.student import Student, save_student
 
 Tell = Callable[[str], None]
 LEAST_FREE = 1_000_000
@@ -68,17 +67,19 @@ def train(
     arguments = training_arguments(
         config.training, out=config.out, seed=config.data.seed, from_scratch=config.student.from_ == "config"
     )
-    objective = Objective(**config.loss.model_dump())
+    objective = config.loss.objective()
     sequences = arguments.per_device_train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
     found = _checkpoint(config, resume, sequences)
     table = Table.open(config.table, found[1].table_version if found else config.version)
     table = Table.open(config.table, table.version)  # pinned from here on
-    decision = gate(table, config.use)
+    decision = _audited(config, table)
     tell(f"audit of version {table.version}: {decision.verdict}, decision {decision.digest[:12]}")
     student = make_student(config, table)
-    tell(_describe(student))
+    for line in _describe(student):
+        tell(line)
+    prove_documents(student.model, pack=config.data.pack and config.student.task != "classification")
     stream = make_stream(
-        config.data,
+        config,
         table,
         student,
         split="train",
@@ -92,7 +93,7 @@ def train(
     provenance = TrainingState(str(config.table), table.version, decision.digest, config.digest, sequences, 0, {})
     with _written_to(config.out):
         trainer = DistillationTrainer(
-            DistilledStudent(student.model, objective),
+            DistilledStudent(student.model, objective, make_guide(config, table, student)),
             arguments,
             stream,
             provenance=provenance,
@@ -100,7 +101,11 @@ def train(
         )
         _run(trainer, found, tell)
         record = _record(config, table, decision, student, proof, trainer, time.monotonic() - started)
-        return _finish(config, table, decision, student, record, trainer)
+        training = _finish(config, table, decision, student, record, trainer)
+    if training.digest:
+        for line in still_owed(training.out, decision):
+            tell(line)
+    return training
 
 
 def _run(trainer: DistillationTrainer, found: tuple[Path, TrainingState] | None, tell: Tell) -> None:
@@ -119,59 +124,24 @@ def check(config: TrainConfig, *, tell: Tell = lambda line: None) -> dict[str, f
     Audits and proves the alignment first, as a training does. Raises SplitMatters when a split changes the gradient.
     """
     table = Table.open(config.table, config.version)
-    gate(table, config.use)
+    _audited(config, table)
     student = make_student(config, table)
     for line in prove(config, table, student).lines():
         tell(line)
     size = int(config.training.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"]))
-    batch = next(iter(make_stream(config.data, table, student, split="train", batch_size=size)))
-    differences = check_splits(DistilledStudent(student.model, Objective(**config.loss.model_dump())), batch)
+    batch = next(iter(make_stream(config, table, student, split="train", batch_size=size)))
+    guide = make_guide(config, table, student)
+    differences = check_splits(DistilledStudent(student.model, config.loss.objective(), guide), batch)
     config.out.mkdir(parents=True, exist_ok=True)
     record = {"table_version": table.version, "config_digest": config.digest, "gradient_difference": differences}
     (config.out / "check.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
     return differences
 
 
-def make_student(config: TrainConfig, table: Table) -> Student:
-    """The student before its first step; the same settings and table give the same weights."""
-    return create_student(
-        config.student,
-        table.tokenizer(table_tokenizer(table)),
-        column_batches(table, COUNT_COLUMNS),
-        sequence_length=config.data.sequence_length,
-        seed=config.data.seed,
-    )
-
-
-def make_stream(
-    data: DataSettings, table: Table, student: Student, *, batch_size: int, **options: Any
-) -> SoftLabelStream:
-    """The rows of the table as batches for this student; `options` as SoftLabelStream takes them."""
-    vocabulary = student.vocabulary
-    unknown = vocabulary.definition.vocabulary().get(vocabulary.definition.unk or "")
-    return SoftLabelStream(
-        table,
-        sequence_length=data.sequence_length,
-        batch_size=batch_size,
-        pack=data.pack,
-        seed=data.seed,
-        holdout=data.holdout,
-        id_map=vocabulary.id_map,
-        unknown_id=unknown,
-        **options,
-    )
-
-
-def prove(config: TrainConfig, table: Table, student: Student) -> AlignmentProof:
-    """The alignment proof on the training rows. Raises NotAligned."""
-    batches = make_stream(config.data, table, student, split="train", batch_size=8, repeat=False)
-    digest, mapping = table_tokenizer(table)[:12], student.vocabulary.kind
-    return prove_alignment(
-        batches,
-        vocabulary=student.model.config.vocab_size,
-        tokenizer=f"{digest} ({'the same ids' if student.vocabulary.id_map is None else f'mapped, {mapping}'})",
-        templates=table_templates(table),
-    )
+def _audited(config: TrainConfig, table: Table) -> Decision:
+    """The gate; following a teacher's hidden states is the use of another signal than the table's labels."""
+    signal: Signal | None = "hidden_states" if config.hidden_teacher else None
+    return gate(table, config.use, config.waivers, signal=signal, gates=config.gates)
 
 
 @contextmanager
@@ -197,13 +167,14 @@ def _checkpoint(config: TrainConfig, resume: bool, sequences: int) -> tuple[Path
     return found
 
 
-def _describe(student: Student) -> str:
-    facts = student.facts()
-    return (
+def _describe(student: Student) -> list[str]:
+    facts, use = student.facts(), student.vocabulary.use
+    made = (
         f"student from {facts['origin']}: {facts['architecture']}, {facts['parameters']:,} parameters, "
         f"vocabulary {facts['vocabulary']:,} ({facts['vocabulary_kind']}; "
         f"{facts['mass_lost_to_trimming']:.1%} of the teacher's mass moves to the tail)"
     )
+    return [made] if use is None else [made, use.line()]
 
 
 def _record(
@@ -224,6 +195,7 @@ def _record(
         "use": decision.facts,
         "materials": [material.model_dump(mode="json") for material in table.materials()],
         "left_out": trainer.stream.index.left_out,
+        "unreadable": {"row_groups": trainer.stream.index.damage.names, "rows": trainer.stream.index.damage.lost},
         "config": config.model_dump(mode="json", by_alias=True),
         "config_digest": config.digest,
         "student": student.facts(),

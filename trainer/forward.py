@@ -1,37 +1,54 @@
-"""From a batch of the stream to the student's hidden states and loss, for any causal model of transformers.
+"""From a batch of the stream to the student's hidden states, logits and loss, for any model of transformers.
 
-The mask is dense, [B, 1, S, S]: right for every SDPA and eager model and quadratic in the sequence length. Under flash
-attention documents are told apart by their position ids instead, which transformers turns into variable lengths.
+A causal model's body is run and its head left to us. A masked model's own head does more than one product, so it is run
+whole with its last product put off; a classifier is run as it is, its labels being few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from trainer.attention import model_inputs
 from trainer.errors import TrainError
-from trainer.head import fused_distillation_loss
-from trainer.losses import LossParts, SoftTargets
+from trainer.head import CHUNK_ELEMENTS, fused_distillation_loss
+from trainer.hidden import HiddenTeacher, cosine_loss
+from trainer.losses import LossParts, SoftTargets, distillation_loss, student_logits
 from trainer.objective import Objective
+from trainer.task import task_of
 
 
 class HeadNotSupported(TrainError):
-    """The student computes its logits in a way that the fused head does not repeat."""
+    """The student computes its logits in a way that is not repeated here."""
 
     exit_code = 2
 
 
-class DistilledStudent(nn.Module):
-    """A causal model with its loss inside, so that DDP and FSDP see hidden states and head in one forward."""
+class Outputs(NamedTuple):
+    """What a loss needs of a student's forward."""
 
-    def __init__(self, model: Any, objective: Objective) -> None:
+    last_BSD: Tensor
+    """The body's last hidden states."""
+    read_ND: Tensor
+    """What the output embedding is given at the N positions to read from; of a classifier its logits, [N, labels]."""
+
+
+class DistilledStudent(nn.Module):
+    """A model with its loss inside, so that DDP and FSDP see hidden states and head in one forward.
+
+    `guide` is a local teacher whose hidden states are followed too.
+    """
+
+    def __init__(self, model: Any, objective: Objective, guide: HiddenTeacher | None = None) -> None:
         super().__init__()
         check_head(model)
         self.model = model
         self.objective = objective
+        self._guide = (guide,)  # in a tuple, so that it is no part of the student
 
     @property
     def config(self) -> Any:
@@ -48,37 +65,78 @@ class DistilledStudent(nn.Module):
 
     def forward(self, normaliser: Tensor | float | None = None, **batch: Tensor) -> LossParts:
         """Loss of one batch of SoftLabelStream; `normaliser` as in `distillation_loss`."""
-        return fused_distillation_loss(
-            loss_hidden(self.model, batch),
-            self.model.get_output_embeddings().weight,
-            SoftTargets.from_batch(batch),
-            self.objective,
-            bias_V=self.model.get_output_embeddings().bias,
-            softcap=softcap(self.model),
-            normaliser=normaliser,
-        )
+        targets, out = SoftTargets.from_batch(batch), run(self.model, batch)
+        if task_of(self.model) == "classification":
+            logits = student_logits(out.read_ND, targets, self.objective.temperature)
+            parts = distillation_loss(logits, targets, self.objective, normaliser)
+        else:
+            head = self.model.get_output_embeddings()
+            parts = fused_distillation_loss(
+                out.read_ND,
+                head.weight,
+                targets,
+                self.objective,
+                bias_V=head.bias,
+                softcap=softcap(self.model),
+                normaliser=normaliser,
+            )
+        (guide,) = self._guide
+        return parts if guide is None else cosine_loss(parts, out.last_BSD, guide, batch, normaliser)
+
+
+def run(model: Any, batch: Mapping[str, Tensor]) -> Outputs:
+    """The forward of a batch; prompt positions never reach the head."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs, task = model_inputs(inner, batch), task_of(model)
+    if task == "causal":
+        last_BSD = inner.base_model(**inputs).last_hidden_state
+        return Outputs(last_BSD, last_BSD.flatten(0, 1)[batch["loss_index"]])
+    inputs.pop("use_cache", None)
+    last: list[Tensor] = []
+    hook = inner.base_model.register_forward_hook(lambda body, given, out: last.append(out[0]))
+    try:
+        if task == "classification":
+            logits_BL = inner(**inputs).logits
+            return Outputs(last[0], logits_BL[batch["loss_index"] // batch["input_ids"].shape[1]])
+        with _put_off(inner.get_output_embeddings()):
+            read_BSD = inner(**inputs).logits
+    finally:
+        hook.remove()
+    return Outputs(last[0], read_BSD.flatten(0, 1)[batch["loss_index"]])
+
+
+@contextmanager
+def _put_off(head: nn.Module) -> Iterator[None]:
+    """Inside, the output embedding hands on what it is given."""
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def loss_hidden(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Last hidden states at the positions to read from, [N, D]; prompt positions never reach the head."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    attention = causal.config._attn_implementation or "eager"
-    mask = None
-    if attention in ("eager", "sdpa"):
-        mask = attention_mask(batch["document_ids"], causal.config, causal.dtype)
-    hidden_BSD = causal.base_model(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask, use_cache=False
-    ).last_hidden_state
-    hidden_ND: Tensor = hidden_BSD.flatten(0, 1)[batch["loss_index"]]
-    return hidden_ND
+    """What the output embedding is given at the positions to read from, [N, D]."""
+    return run(model, batch).read_ND
 
 
 def loss_logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Dense logits of the loss tokens, [N, V] float32: for evaluation of small batches."""
-    head = model.get_output_embeddings()
-    logits_NV = head(loss_hidden(model, batch)).float()
-    cap = softcap(model)
-    return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+    return torch.cat([logits for _, logits in logit_pieces(model, batch)])
+
+
+def logit_pieces(model: Any, batch: Mapping[str, Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """Dense logits of a few loss tokens at a time, float32, at most CHUNK_ELEMENTS of them; and which tokens."""
+    read_ND = loss_hidden(model, batch)
+    if task_of(model) == "classification":
+        yield slice(0, len(read_ND)), read_ND.float()
+        return
+    head, cap = model.get_output_embeddings(), softcap(model)
+    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    for start in range(0, max(len(read_ND), 1), size):
+        part = slice(start, start + size)
+        logits_NV = head(read_ND[part]).float()
+        yield part, logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 
 
 def softcap(model: Any) -> float | None:
@@ -89,6 +147,8 @@ def softcap(model: Any) -> float | None:
 
 def check_head(model: Any) -> None:
     """Raises HeadNotSupported for models that scale their logits, since the fused head would not."""
+    if task_of(model) == "classification":
+        return
     for name in ("logit_scale", "logits_scaling", "mup_width_multiplier"):
         if getattr(model.config, name, None) not in (None, 1, 1.0):
             raise HeadNotSupported(
@@ -97,27 +157,5 @@ def check_head(model: Any) -> None:
             )
     if model.get_output_embeddings() is None:
         raise HeadNotSupported(
-            f"{type(model).__name__} has no language-model head; choose a causal model as the student."
+            f"{type(model).__name__} has no language-model head; choose a causal or masked model as the student."
         )
-
-
-def attention_mask(document_ids: Tensor, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """Additive mask [B, 1, S, S]: a token sees itself and what stands before it in its own document, nothing else.
-
-    `document_ids` is int64 [B, S], 0 = padding (which sees itself alone, so that no row of the softmax is empty).
-    Models that mix full and sliding layers get one mask for each kind.
-    """
-    length = document_ids.shape[1]
-    place = torch.arange(length, device=document_ids.device)
-    distance = place[:, None] - place[None, :]
-    same = (document_ids[:, :, None] == document_ids[:, None, :]) & (document_ids > 0)[:, :, None]
-    visible = (same & (distance >= 0)) | (distance == 0)
-    full = _additive(visible, dtype)
-    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
-        return full
-    return {"full_attention": full, "sliding_attention": _additive(visible & (distance < config.sliding_window), dtype)}
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

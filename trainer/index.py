@@ -1,4 +1,4 @@
-"""The rows of a table version that a causal or masked student can learn from: one line of numbers each.
+"""The rows of a table version that a student can learn from: one line of numbers each.
 
 Read once from the small columns and the token ids, never from the labels; about 70 bytes a row are kept. Rows that
 cannot be used are counted by reason, and row groups that cannot be read are named, so that nothing is left out unsaid.
@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainer.errors import RowGroupLost
+from trainer.errors import RowGroupLost, StreamRefused
 from trainer.order import in_holdout
+from trainer.rewriting import Rewriter
 
-SMALL_COLUMNS = ["prompt_id", "mode", "k", "logprob_space", "estimator", "prompt_source", "sampling"]
+SMALL_COLUMNS = ["prompt_id", "mode", "k", "logprob_space", "estimator", "prompt_source", "sampling", "label_set"]
 READ_ERRORS = (OSError, pa.ArrowException)
 INDEX_TYPES: dict[str, Any] = {
     "row_in_block": np.int64,
@@ -35,6 +36,8 @@ INDEX_TYPES: dict[str, Any] = {
     "sampled": bool,
     "source": object,
 }
+MODES = ("generate", "score", "mask")
+"""Modes of rows whose labels are over the vocabulary; those of `classify` are over its label set."""
 LENGTH_COLUMNS = ["prompt_token_ids", "token_ids", "target_positions"]
 
 
@@ -100,12 +103,15 @@ def build_index(
     left_out_keys: Set[str] = frozenset(),
     temperature: float = 1.0,
     quarantine: float = 0.0,
+    modes: Sequence[str] = MODES,
+    rewriter: Rewriter | None = None,
 ) -> RowIndex:
     """Index the usable rows of `files` on one side of the holdout.
 
     A row longer than `sequence_length` keeps what fits of its completion; one whose prompt alone is longer is left out.
     At a `temperature` other than 1, rows with candidates need tail sums stored for it.
-    Raises RowGroupLost when more than the share `quarantine` of all rows is unreadable.
+    Raises RowGroupLost when more than the share `quarantine` of all rows is unreadable, and StreamRefused when the rows
+    are of several label sets.
     """
     blocks: list[Block] = []
     parts: list[dict[str, Any]] = []
@@ -113,11 +119,15 @@ def build_index(
     damage = Damage(sum(file.rows for file in files), quarantine)
     columns = SMALL_COLUMNS + LENGTH_COLUMNS + (["key"] if left_out_keys else [])
     columns += ["tail_sums.list.element.temperature"] if temperature != 1 else []
+    columns += [name for name in (rewriter.columns if rewriter else ()) if name not in columns]
+    label_sets: set[tuple[str, ...] | None] = set()
     for file in files:
         for block, table in _small_tables(file, columns, damage):
-            values = _row_values(table, sequence_length)
-            reason = _reasons(table, values, sequence_length, left_out_keys, temperature)
+            values, changed = _row_values(table, sequence_length, rewriter)
+            reason = _reasons(table, values, sequence_length, left_out_keys, temperature, modes)
+            reason = np.where(reason == "", changed, reason)
             left_out.update(text for text in reason.tolist() if text)
+            _one_label_set(table, reason == "", label_sets)
             usable = (reason == "") & (in_holdout(table.column("prompt_id").to_pylist(), holdout) == held_out)
             parts.append({name: column[usable] for name, column in values.items()})
             blocks.append(block)
@@ -169,26 +179,42 @@ def _small_tables(file: DataFile, columns: list[str], damage: Damage) -> Iterato
                 yield block, table
 
 
-def _row_values(table: pa.Table, sequence_length: int) -> dict[str, Any]:
-    """The number columns of RowIndex for every row of a row group, usable or not."""
+def _one_label_set(table: pa.Table, usable: NDArray[np.bool_], seen: set[tuple[str, ...] | None]) -> None:
+    """Labels of a classification are places in their row's label set, so one stream has one set."""
+    found = table.column("label_set").filter(pa.array(usable)).to_pylist()
+    seen.update(None if labels is None else tuple(labels) for labels in found)
+    if len(seen) > 1:
+        raise StreamRefused("The rows are of several label sets; choose those of one by `where`.")
+
+
+def _row_values(
+    table: pa.Table, sequence_length: int, rewriter: Rewriter | None
+) -> tuple[dict[str, Any], NDArray[np.str_]]:
+    """The number columns of RowIndex for every row of a row group, usable or not, and why a rewriter cannot use it."""
     prompt, targets = _lengths(table, "prompt_token_ids"), _lengths(table, "token_ids")
     masked = table.column("target_positions").is_valid().to_numpy(zero_copy_only=False)
     # the last token predicts nothing, so it is no input
     slots = np.where(masked, prompt, np.minimum(prompt + targets - 1, sequence_length))
     first_target = ((prompt == 0) & ~masked).astype(np.int64)
     mode = table.column("mode")
-    return {
+    loss_tokens = np.where(masked, targets, slots - prompt + 1 - first_target)
+    changed = np.full(table.num_rows, "", dtype="U64")
+    if rewriter is not None:
+        sizes = rewriter.sizes(table, sequence_length)
+        slots, loss_tokens, changed = sizes.slots, sizes.loss_tokens, sizes.reason
+    values = {
         "row_in_block": np.arange(table.num_rows),
         "prompt_length": prompt,
         "slots": slots,
         "first_target": first_target,
-        "loss_tokens": np.where(masked, targets, slots - prompt + 1 - first_target),
+        "loss_tokens": loss_tokens,
         "k": table.column("k").to_numpy().astype(np.int64),
         "masked": masked,
         "from_teacher": _at_temperature_one(table) & pc.equal(mode, "generate").to_numpy(),
         "sampled": pc.equal(table.column("estimator"), "sampled").to_numpy(),
         "source": np.asarray(table.column("prompt_source").fill_null("").to_pylist(), dtype=object),
     }
+    return values, changed
 
 
 def _lengths(table: pa.Table, name: str) -> NDArray[np.int64]:
@@ -207,13 +233,19 @@ def _at_temperature_one(table: pa.Table) -> NDArray[np.bool_]:
 
 
 def _reasons(
-    table: pa.Table, values: dict[str, Any], sequence_length: int, left_out_keys: Set[str], temperature: float
+    table: pa.Table,
+    values: dict[str, Any],
+    sequence_length: int,
+    left_out_keys: Set[str],
+    temperature: float,
+    modes: Sequence[str],
 ) -> NDArray[np.str_]:
     """Why each row cannot be used; empty where it can."""
     space = np.asarray(table.column("logprob_space").to_pylist(), dtype=object)
     unscaled = (space == "raw") | _at_temperature_one(table) | (values["k"] == 0)
     no_ids = table.column("token_ids").is_null().to_numpy(zero_copy_only=False)
-    classify = pc.equal(table.column("mode"), "classify").to_numpy()
+    mode = np.asarray(table.column("mode").to_pylist(), dtype=object)
+    other_mode = ~np.isin(mode.astype(str), modes)
     keys = table.column("key").to_pylist() if left_out_keys else [""] * table.num_rows
     excluded = np.fromiter((key in left_out_keys for key in keys), dtype=bool, count=len(keys))
     no_tail_sum = np.zeros(len(keys), dtype=bool)
@@ -225,11 +257,11 @@ def _reasons(
         )
     too_long = (values["loss_tokens"] < 1) | (values["slots"] < 1) | (values["slots"] > sequence_length)
     return np.select(
-        [excluded, no_ids, classify, ~unscaled, no_tail_sum, too_long],
+        [excluded, other_mode, no_ids, ~unscaled, no_tail_sum, too_long],
         [
             "left out by the caller",
+            "rows of another mode",
             "no token ids",
-            "classify",
             "temperature of the labels is not 1",
             "no tail sums at the loss's temperature",
             "no target fits",

@@ -17,7 +17,10 @@ from trainer.forward import DistilledStudent
 
 TOLERANCE = 1e-3
 """Relative to the gradient's norm; float32 sums in another order differ by about 1e-6."""
-PER_TOKEN = ("target_ids", "target_logprobs", "top_ids", "top_logprobs", "log_tail", "from_teacher", "weight")
+PER_TOKEN = (
+    *("target_ids", "target_logprobs", "top_ids", "top_logprobs", "log_tail", "from_teacher", "weight"),
+    *("top_weights", "tail_sum", "chunk_ids", "chunk_logprobs"),
+)
 
 
 class SplitMatters(TrainError):

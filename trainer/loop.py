@@ -207,14 +207,16 @@ class DistillationTrainer(Trainer):
 
 
 def diagnostics(sums: dict[str, float]) -> dict[str, float]:
-    """Means per token from sums of LossParts: divergence and cross-entropy in nats, masses and agreement as shares."""
+    """Means per token from sums of LossParts: divergence and cross-entropy in nats, masses and agreement as shares,
+    of the divergence one value a chunk of text where the tokenizer is another."""
     soft, hard = max(sums["soft_tokens"], 1e-9), max(sums["hard_tokens"], 1e-9)
     return {
-        "divergence": sums["divergence"] / soft,
+        "divergence": sums["divergence"] / max(sums["soft_tokens"] + sums["chunks"], 1e-9),
         "cross_entropy": sums["hard"] / hard,
         "teacher_mass": sums["teacher_mass"] / soft,
         "student_mass": sums["student_mass"] / soft,
         "agreement": sums["agreement"] / soft,
+        **({"cosine_distance": sums["cosine"] / max(sums["tokens"], 1e-9)} if sums["cosine"] else {}),
     }
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainer.chunks import chunk_divergence
 from trainer.divergences import FLOOR, forward_kl
 from trainer.errors import LossRefused
 from trainer.objective import Objective
@@ -59,6 +60,10 @@ class SoftTargets:
     """Of labels that were sampled with replacement: draws of the candidate / all draws. Rows of 0 for other labels."""
     tail_sum_N: Tensor | None = None
     """log Σ_{v∉K} p_v^{1/T} at the objective's temperature T."""
+    chunk_ids_N: Tensor | None = None
+    """int64: tokens of one chunk of text share a number, −1 = in none. See `chunks.py`."""
+    chunk_logprobs_N: Tensor | None = None
+    """The teacher's log-probability of a chunk at its last token, NaN at all others."""
 
     @classmethod
     def from_batch(cls, batch: Mapping[str, Tensor]) -> SoftTargets:
@@ -73,6 +78,8 @@ class SoftTargets:
             from_teacher_N=batch.get("from_teacher"),
             top_weights_NK=batch.get("top_weights"),
             tail_sum_N=batch.get("tail_sum"),
+            chunk_ids_N=batch.get("chunk_ids"),
+            chunk_logprobs_N=batch.get("chunk_logprobs"),
         )
 
     @property
@@ -109,6 +116,10 @@ class LossParts:
     """Σ weight where the student's likeliest token is the teacher's."""
     tokens: Tensor
     """Σ weight: what `loss` is divided by when no normaliser is given."""
+    chunks: Tensor | float = 0.0
+    """Σ weight of chunks of text, of which `divergence` holds one each."""
+    cosine: Tensor | float = 0.0
+    """Σ weight · mean (1 − cosine) of its document, where a teacher's hidden states are followed (hidden.py)."""
 
 
 def student_logits(logits_NV: Tensor, targets: SoftTargets, temperature: float = 1.0) -> StudentLogits:
@@ -194,6 +205,16 @@ def _with_tail_event(student: StudentLogits, targets: SoftTargets, objective: Ob
     return torch.where(targets.from_teacher_N & targets.has_target_N, estimate_N, bucket_N)
 
 
+def _of_chunks(log_q_N: Tensor, chunk_ids_N: Tensor, chunk_logprobs_N: Tensor, objective: Objective) -> Tensor:
+    """The divergence of each chunk of text at its last token, [N]. Raises LossRefused where the tail has no bucket."""
+    if objective.temperature != 1 or objective.tail in ("renormalised", "zero"):
+        raise LossRefused(
+            f"tail {objective.tail!r} at temperature {objective.temperature}: a student of another tokenizer learns "
+            "how likely chunks of text are, each one event beside all others: choose tail bucket and temperature 1"
+        )
+    return chunk_divergence(log_q_N, chunk_ids_N, chunk_logprobs_N, objective.make_divergence())[0]
+
+
 def hard_cross_entropy(student: StudentLogits, targets: SoftTargets) -> Tensor:
     """−log q of the realised token, [N], nats; 0 where there is none.
 
@@ -221,6 +242,12 @@ def distillation_loss(
     hard_N = hard_cross_entropy(student, targets)
     share_N = torch.where(soft_N, objective.hard_weight, 1.0)
     weight_N = targets.weight_N
+    chunks: Tensor | float = 0.0
+    if targets.chunk_ids_N is not None:
+        assert targets.chunk_logprobs_N is not None
+        divergence_N = divergence_N + _of_chunks(hard_N.neg(), targets.chunk_ids_N, targets.chunk_logprobs_N, objective)
+        share_N = torch.where(targets.chunk_ids_N >= 0, objective.hard_weight, share_N)
+        chunks = (weight_N * ~targets.chunk_logprobs_N.isnan()).sum()
     total = (weight_N * ((1 - share_N) * divergence_N + share_N * hard_N)).sum()
     tokens = weight_N.sum()
     if normaliser is None:
@@ -243,4 +270,5 @@ def distillation_loss(
             student_mass=(soft_weight_N * student_mass_N).sum(),
             agreement=(soft_weight_N * agrees_N).sum(),
             tokens=tokens,
+            chunks=chunks,
         )

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.forward import loss_hidden, softcap
-from trainer.head import CHUNK_ELEMENTS
+from trainer.chunks import chunk_divergence, chunk_events
+from trainer.divergences import forward_kl
+from trainer.forward import logit_pieces
 from trainer.losses import SoftTargets, StudentLogits, hard_cross_entropy, student_logits
 from trainer.tails import student_events, teacher_events
 
@@ -41,23 +42,29 @@ def token_measures(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> dict[
         _, number = torch.unique(sequence * batch["document_ids"].max().add(1) + document, return_inverse=True)
         columns.setdefault("row", []).append(number + rows)
         rows += int(number.max()) + 1 if len(number) else 0
-        for targets, logits_NV in _chunks(model, batch):
-            for name, values in _measures(targets, logits_NV).items():
-                columns.setdefault(name, []).append(values)
+        pieces = [_measures(targets, logits_NV) for targets, logits_NV in _chunks(model, batch)]
+        found = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        if "chunk_ids" in batch:
+            _add_chunks(found, batch)
+        for name, values in found.items():
+            columns.setdefault(name, []).append(values)
     return {name: torch.cat(values).double().numpy() for name, values in columns.items()}
 
 
 def _chunks(model: Any, batch: Mapping[str, Tensor]) -> Iterator[tuple[SoftTargets, Tensor]]:
-    head, cap = model.get_output_embeddings(), softcap(model)
-    hidden_ND = loss_hidden(model, batch)
-    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
     per_token = ("target_ids", "top_ids", "top_logprobs", "log_tail", "weight", "target_logprobs")
-    for start in range(0, len(hidden_ND), size):
-        part = slice(start, start + size)
-        logits_NV = head(hidden_ND[part]).float()
-        if cap is not None:
-            logits_NV = cap * torch.tanh(logits_NV / cap)
+    for part, logits_NV in logit_pieces(model, batch):
         yield SoftTargets.from_batch({name: batch[name][part] for name in per_token}), logits_NV
+
+
+def _add_chunks(found: dict[str, Tensor], batch: Mapping[str, Tensor]) -> None:
+    """KL and acceptance of chunks of text, two events each, at their last tokens."""
+    log_p_N, log_q_N = batch["chunk_logprobs"], found["nll"].nan_to_num(0.0).neg()
+    kl_N, log_q_N = chunk_divergence(log_q_N, batch["chunk_ids"], log_p_N, forward_kl)
+    events = torch.minimum(chunk_events(log_p_N.nan_to_num(-1.0)), chunk_events(log_q_N))
+    known_N = ~log_p_N.isnan()
+    found["kl"] = torch.where(known_N, kl_N, found["kl"])
+    found["acceptance"] = torch.where(known_N, events.exp().sum(-1), found["acceptance"])
 
 
 def _measures(targets: SoftTargets, logits_NV: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Set
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, Literal
@@ -26,9 +26,10 @@ from storage.query import sql
 from storage.table import Table
 from trainer.decode import Assembler, Labels
 from trainer.errors import StreamRefused
-from trainer.index import build_index
+from trainer.index import MODES, build_index
 from trainer.order import share_of
 from trainer.pack import Plan, Window
+from trainer.rewriting import Rewriter
 
 Batch = dict[str, Tensor]
 WINDOW = 16
@@ -62,6 +63,8 @@ class SoftLabelStream(IterableDataset[Batch]):
         where: an SQL condition on the columns of soft_labels; rows for which it is not true are not used
             ("prompt_licence = 'CC0-1.0' AND 'refused' NOT IN flags").
         temperature: of the loss, where its tail is the bucket: rows without tail sums for it are not used.
+        modes: of the rows that are used; rows of `classify` need a `rewriter` (classify.py), and do not pack.
+        rewriter: makes the rows again in a student's own tokens; then `id_map` is not used.
         quarantine: share of all rows that may be unreadable; what is, is named in `index.damage`.
     Raises StreamRefused or RowGroupLost.
     """
@@ -87,9 +90,12 @@ class SoftLabelStream(IterableDataset[Batch]):
         where: str | None = None,
         temperature: float = 1.0,
         quarantine: float = 0.0,
+        modes: Sequence[str] = MODES,
+        rewriter: Rewriter | None = None,
     ) -> None:
         super().__init__()
         _check(sequence_length, batch_size, holdout, split, rank, world, id_map)
+        _check_modes(modes, rewriter, pack)
         table = Table.open(table.path, table.version)
         if where is not None:
             left_out = left_out | _keys_outside(table, where)
@@ -101,6 +107,8 @@ class SoftLabelStream(IterableDataset[Batch]):
             left_out_keys=left_out,
             temperature=temperature,
             quarantine=quarantine,
+            modes=modes,
+            rewriter=rewriter,
         )
         if not len(self.index):
             raise StreamRefused(
@@ -113,7 +121,13 @@ class SoftLabelStream(IterableDataset[Batch]):
         self._plan = Plan(self.index.slots, self.index.first_row, sequence_length, pack, seed, window, repeat)
         student_ids = None if id_map is None else np.asarray(id_map, dtype=np.int64)
         self._assembler = Assembler(
-            self.index, student_ids, unknown_id, source_weights or {}, sequence_length if pack else None, temperature
+            self.index,
+            student_ids,
+            unknown_id,
+            source_weights or {},
+            sequence_length if pack else None,
+            temperature,
+            rewriter,
         )
         self._order = {
             "table_version": table.version,
@@ -127,6 +141,8 @@ class SoftLabelStream(IterableDataset[Batch]):
             "sequence_length": sequence_length,
             "pack": pack,
             "temperature": temperature,
+            "modes": list(modes),
+            "rewriter": rewriter.digest if rewriter else None,
             "id_map": None if student_ids is None else _digest(student_ids.tobytes()),
         }
         self._cursor = 0
@@ -241,6 +257,13 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
+
+
+def _check_modes(modes: Sequence[str], rewriter: Rewriter | None, pack: bool) -> None:
+    if "classify" in modes and (rewriter is None or pack or len(modes) > 1):
+        raise StreamRefused(
+            "Rows of classify need a rewriter that makes inputs of their texts, pack = False and a stream of their own."
+        )
 
 
 def _check(

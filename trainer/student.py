@@ -1,4 +1,4 @@
-"""The student: made from a small configuration with its own trimmed vocabulary, or loaded from a local folder.
+"""The student: made from a configuration, loaded from a local folder, or cut out of a local teacher.
 
 What is saved is an ordinary transformers model with its tokenizer: a user of the student never needs this project.
 Nothing is fetched from a hub: terms may bind what is downloaded, and the audit knows only what it was told.
@@ -6,44 +6,30 @@ Nothing is fetched from a hub: terms may bind what is downloaded, and the audit 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from trainer.config import StudentSettings
-from trainer.errors import TrainError
+from trainer.student_vocabulary import (
+    Batches,
+    StudentRefused,
+    Vocabulary,
+    own_vocabulary,
+    read_own,
+    teachers_vocabulary,
+)
 from trainer.surgery import add_adapters, every_nth_layer
+from trainer.task import TASKS, Task, task_of, task_of_folder
 from trainer.tokenizer import TokenizerDefinition, read_tokenizer
-from trainer.vocabulary import TrimmedVocabulary, count_tokens, match_vocabulary, trim_vocabulary
 
-
-class StudentRefused(TrainError):
-    """The student cannot be made or loaded, or does not fit the table."""
-
-    exit_code = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """The student's tokenizer and where the teacher's ids went in it."""
-
-    definition: TokenizerDefinition
-    id_map: NDArray[np.int32] | None  # teacher id -> student id, −1 = none; None = the same ids
-    lost_mass: float = 0.0  # mean probability per position that falls into the tail for want of a token
-    folder: Path | None = None  # the folder whose tokenizer files are kept as they are
-
-    @property
-    def kind(self) -> str:
-        """trimmed, full or own: as reports call it."""
-        return "own" if self.folder else "full" if self.id_map is None else "trimmed"
+REFUSALS = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +46,7 @@ class Student:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return {
             "origin": self.origin,
+            "task": task_of(self.model),
             "architecture": self.model.config.model_type,
             "parameters": parameters,
             "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
@@ -67,30 +54,46 @@ class Student:
             "vocabulary": self.model.config.vocab_size,
             "vocabulary_kind": self.vocabulary.kind,
             "mass_lost_to_trimming": self.vocabulary.lost_mass,
+            **({} if self.vocabulary.use is None else {"across_tokenizers": self.vocabulary.use.to_record()}),
         }
 
 
 def create_student(
-    settings: StudentSettings, tokenizer: bytes, batches: Iterable[pa.RecordBatch], *, sequence_length: int, seed: int
+    settings: StudentSettings,
+    tokenizer: bytes | None,
+    batches: Batches,
+    *,
+    sequence_length: int,
+    seed: int,
+    labels: tuple[str, ...] = (),
 ) -> Student:
     """The student that the settings ask for, with weights that depend on `seed` alone.
 
     Args:
-        tokenizer: the teacher's, as the table stores it.
-        batches: rows of the table with COUNT_COLUMNS, read once where a vocabulary is trimmed or compared.
+        tokenizer: the teacher's, as the table stores it; a classifier with a tokenizer of its own needs none.
+        batches: rows of the table, read where a vocabulary is trimmed or compared.
+        labels: of a classifier, in the order of the table's label set.
 
     Raises StudentRefused (or TokenizerError) when the student does not fit the table.
     """
     _no_bars()
-    definition = read_tokenizer(tokenizer)
+    teacher = None if tokenizer is None else read_tokenizer(tokenizer)
     folder = settings.teacher or settings.from_
     if isinstance(folder, Path):
-        student = _load(folder, definition, batches)
-        return _altered(student, settings, seed)
-    if settings.eos_token is not None and settings.eos_token not in definition.vocabulary():
-        raise StudentRefused(f"[student] eos_token {settings.eos_token!r} is not a token of the teacher's tokenizer.")
-    vocabulary = _vocabulary(settings, definition, batches)
-    return Student(_from_config(settings, vocabulary.definition, sequence_length, seed), vocabulary, "config")
+        with _seeded(seed):
+            model = _load(folder, settings.task, labels)
+        vocabulary = own_vocabulary(settings, own_tokenizer(folder, model), teacher, batches, folder)
+        if model.config.pad_token_id is None:
+            definition = vocabulary.definition
+            model.config.pad_token_id = definition.vocabulary()[definition.pad or definition.eos or ""]
+        return _altered(Student(model, vocabulary, folder.name), settings, seed)
+    if settings.tokenizer is not None:
+        vocabulary = own_vocabulary(settings, read_own(settings.tokenizer), teacher, batches)
+    else:
+        assert teacher is not None
+        vocabulary = teachers_vocabulary(settings, teacher, batches)
+    model = _from_config(settings, vocabulary.definition, sequence_length, seed, labels)
+    return Student(model, vocabulary, "config")
 
 
 def _no_bars() -> None:
@@ -98,69 +101,104 @@ def _no_bars() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _vocabulary(
-    settings: StudentSettings, definition: TokenizerDefinition, batches: Iterable[pa.RecordBatch]
-) -> Vocabulary:
-    definition = definition.with_eos(settings.eos_token)
-    if definition.eos is None:
-        raise StudentRefused(
-            "The teacher's tokenizer does not say which token ends a sequence; name it as eos_token in [student]."
-        )
-    if settings.vocabulary == "full":
-        return Vocabulary(definition, None)
-    use = count_tokens(batches, definition)
-    trimmed: TrimmedVocabulary = trim_vocabulary(definition, use, candidate_loss=settings.candidate_loss)
-    return Vocabulary(trimmed.definition, trimmed.id_map, trimmed.lost_mass)
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
-def _from_config(settings: StudentSettings, definition: TokenizerDefinition, sequence_length: int, seed: int) -> Any:
-    ids = definition.vocabulary()
+def _from_config(
+    settings: StudentSettings,
+    definition: TokenizerDefinition,
+    sequence_length: int,
+    seed: int,
+    labels: tuple[str, ...],
+) -> Any:
+    task = TASKS[settings.task]
+    architecture, ids = settings.architecture or task.architecture, definition.vocabulary()
+    options: dict[str, Any] = {
+        "vocab_size": definition.size(),
+        "hidden_size": settings.hidden_size,
+        "intermediate_size": settings.intermediate_size,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads,
+        "num_key_value_heads": settings.key_value_heads,
+        "head_dim": settings.hidden_size // settings.heads,
+        "max_position_embeddings": max(sequence_length, 1024),
+        "tie_word_embeddings": True,
+        "bos_token_id": ids.get(definition.bos or ""),
+        "eos_token_id": ids.get(definition.eos or ""),
+        "pad_token_id": ids[definition.pad or definition.eos or ""],
+    }
     try:
-        config = AutoConfig.for_model(
-            settings.architecture,
-            vocab_size=definition.size(),
-            hidden_size=settings.hidden_size,
-            intermediate_size=settings.intermediate_size,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            num_key_value_heads=settings.key_value_heads,
-            head_dim=settings.hidden_size // settings.heads,
-            max_position_embeddings=max(sequence_length, 1024),
-            tie_word_embeddings=True,
-            bos_token_id=ids.get(definition.bos or ""),
-            eos_token_id=ids[definition.eos or ""],
-            pad_token_id=ids[definition.pad or definition.eos or ""],
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            make: Any = AutoModelForCausalLM.from_config
-            return make(config, dtype=torch.float32)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudentRefused(f"transformers cannot make the student {settings.architecture!r}: {error}") from error
+        default = AutoConfig.for_model(architecture)
+        options |= {"hidden_dim": settings.intermediate_size} if hasattr(default, "hidden_dim") else {}
+        options |= {"embedding_size": settings.hidden_size} if hasattr(default, "embedding_size") else {}
+        options |= {name: None for name in ("cls_token_id", "sep_token_id") if hasattr(default, name)}
+        config = AutoConfig.for_model(architecture, **options, **_label_options(labels))
+        with _seeded(seed):
+            return task.auto_class.from_config(config, dtype=torch.float32)
+    except REFUSALS as error:
+        raise StudentRefused(f"transformers cannot make the student {architecture!r}: {error}") from error
 
 
-def _load(folder: Path, teacher: TokenizerDefinition, batches: Iterable[pa.RecordBatch]) -> Student:
+def _label_options(labels: tuple[str, ...]) -> dict[str, Any]:
+    if not labels:
+        return {}
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+def _load(folder: Path, task: Task, labels: tuple[str, ...]) -> Any:
+    """The model in a folder, with a new head where it has none for the task."""
     if not (folder / "config.json").is_file():
         raise StudentRefused(
             f"{folder} holds no model (config.json is missing); name a local folder of transformers files."
         )
-    model = load_student(folder)
+    config = _config(folder)
+    was = task_of_folder(config)
+    if task == "masked" and was != "masked":
+        raise StudentRefused(f"{folder} holds no masked language model ({config.architectures}); set [student] task.")
+    if task == "classification" and was == "classification":
+        _same_labels(folder, tuple(config.id2label[i] for i in range(config.num_labels)), labels)
+    return _loaded(folder, task, **_label_options(labels))
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, *REFUSALS) as error:
+        raise StudentRefused(f"The student in {folder} cannot be loaded: {error}") from error
+
+
+def _same_labels(folder: Path, theirs: tuple[str, ...], labels: tuple[str, ...]) -> None:
+    if theirs != labels:
+        raise StudentRefused(
+            f"The classifier in {folder} knows the labels {', '.join(theirs)}, and the table's are "
+            f"{', '.join(labels)}; collect with its labels in its order, or start from a model without a classifier."
+        )
+
+
+def own_tokenizer(folder: Path, model: Any) -> TokenizerDefinition:
+    """The tokenizer in a model's folder, with its special tokens' roles. Raises StudentRefused."""
     try:
         own = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise StudentRefused(f"The tokenizer in {folder} cannot be loaded: {error}") from error
-    if own.eos_token is None:
+    definition = read_tokenizer(own.backend_tokenizer.to_str().encode())
+    roles = {role: getattr(own, f"{role}_token", None) for role in ("bos", "eos", "unk", "pad", "mask")}
+    named: dict[str, Any] = {role: None if token is None else str(token) for role, token in roles.items()}
+    definition = replace(definition, **named)
+    if task_of(model) == "causal" and own.eos_token is None:
         raise StudentRefused(
             f"The tokenizer in {folder} has no end-of-sequence token; set eos_token in its tokenizer_config.json."
         )
-    definition = read_tokenizer(own.backend_tokenizer.to_str().encode())
     if definition.size() > model.config.vocab_size:
         raise StudentRefused(
             f"The tokenizer in {folder} has {definition.size()} tokens, but the model "
             f"{model.config.vocab_size}; resize its embeddings."
         )
-    match = match_vocabulary(teacher, definition, batches)
-    return Student(model, Vocabulary(definition, match.id_map, match.lost_mass, folder), folder.name)
+    return definition
 
 
 def _altered(student: Student, settings: StudentSettings, seed: int) -> Student:
@@ -169,32 +207,37 @@ def _altered(student: Student, settings: StudentSettings, seed: int) -> Student:
         model = every_nth_layer(model, settings.every)
         origin = f"layers 0, {settings.every}, … of {origin}"
     if settings.lora is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _seeded(seed):
             model, origin = add_adapters(model, settings.lora), f"{origin} with adapters of rank {settings.lora.rank}"
     return Student(model, student.vocabulary, origin)
 
 
 def load_student(folder: Path) -> Any:
-    """The causal model in a folder that save_student wrote, or any other local one, in float32.
+    """The model in a folder that save_student wrote, or any other local one, in float32, with the head it names.
 
     Raises StudentRefused.
     """
     _no_bars()
+    return _loaded(folder, task_of_folder(_config(folder)))
+
+
+def _loaded(folder: Path, task: Task, **options: Any) -> Any:
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        load = TASKS[task].auto_class.from_pretrained
+        return load(folder, local_files_only=True, dtype=torch.float32, **options)
+    except (OSError, RuntimeError, *REFUSALS) as error:
         raise StudentRefused(f"The student in {folder} cannot be loaded: {error}") from error
 
 
 def save_student(model: Any, vocabulary: Vocabulary, folder: Path) -> None:
-    """Writes safetensors, configuration and tokenizer, as plain AutoModelForCausalLM and AutoTokenizer load them."""
+    """Writes safetensors, configuration and tokenizer, as plain AutoModel* and AutoTokenizer load them."""
     folder.mkdir(parents=True, exist_ok=True)
     _no_bars()
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     config = merged.config
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(merged.generation_config, name, getattr(config, name))
+    if task_of(merged) == "causal":
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(merged.generation_config, name, getattr(config, name))
     merged.save_pretrained(folder)
     if vocabulary.folder is not None:
         AutoTokenizer.from_pretrained(vocabulary.folder, local_files_only=True).save_pretrained(folder)

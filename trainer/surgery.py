@@ -10,10 +10,9 @@ import copy
 import re
 from typing import Any
 
-from transformers import AutoModelForCausalLM
-
 from trainer.config import LoraSettings
 from trainer.errors import TrainError
+from trainer.task import TASKS, task_of
 
 _LAYER = re.compile(r"^(?P<before>.*?\.(?:layers|layer|h)\.)(?P<number>\d+)(?P<after>\..*)$")
 
@@ -45,8 +44,7 @@ def every_nth_layer(model: Any, every: int) -> Any:
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
         config.layer_types = [model.config.layer_types[layer] for layer in kept]
-    make: Any = AutoModelForCausalLM.from_config
-    student = make(config, dtype=model.dtype)
+    student = TASKS[task_of(model)].auto_class.from_config(config, dtype=model.dtype)
     student.load_state_dict(weights)
     student.tie_weights()
     return student
@@ -54,6 +52,8 @@ def every_nth_layer(model: Any, every: int) -> Any:
 
 def add_adapters(model: Any, settings: LoraSettings) -> Any:
     """`model` frozen, with a low-rank adapter (LoRA, arXiv:2106.09685) on each linear layer but the head.
+
+    A classifier's own layer is trained whole.
 
     Raises SurgeryRefused when peft is not installed or finds nothing to adapt.
     """
@@ -63,7 +63,7 @@ def add_adapters(model: Any, settings: LoraSettings) -> Any:
         raise SurgeryRefused("[student.lora] needs peft: pip install peft") from error
     targets: Any = "all-linear" if settings.targets == "all-linear" else list(settings.targets)
     lora = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=TASKS[task_of(model)].adapters,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,

@@ -33,6 +33,7 @@ _SPLITS = {  # GGUF's tokenizer.ggml.pre -> how text is cut before merging (llam
 }
 _IGNORE_MERGES = {"llama-bpe"}  # a whole word that is a token is taken as it is
 _EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "[SEP]")
+_MASK_NAMES = ("[MASK]", "<mask>")
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")
 
 
@@ -52,6 +53,7 @@ class TokenizerDefinition:
     unk: str | None
     pad: str | None
     chat_template: str | None
+    mask: str | None = None
 
     def build(self) -> Tokenizer:
         """The fast tokenizer. Raises TokenizerError when the library refuses the definition."""
@@ -77,7 +79,17 @@ class TokenizerDefinition:
 
     def role_tokens(self) -> tuple[str, ...]:
         """The strings of the tokens that play a role, without repeats."""
-        return tuple(dict.fromkeys(token for token in (self.bos, self.eos, self.unk, self.pad) if token))
+        return tuple(dict.fromkeys(token for token in (self.bos, self.eos, self.unk, self.pad, self.mask) if token))
+
+    def template_tokens(self) -> set[str]:
+        """The strings of the tokens that the post-processor puts around a text."""
+        found: set[str] = set()
+        for processor in _flattened(self.content.get("post_processor")):
+            if processor["type"] == "TemplateProcessing":
+                found.update(processor["special_tokens"])
+            elif processor["type"] in ("BertProcessing", "RobertaProcessing"):
+                found.update((processor["sep"][0], processor["cls"][0]))
+        return found
 
     def save(self, folder: Path, *, model_max_length: int) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which plain AutoTokenizer reads."""
@@ -91,6 +103,7 @@ class TokenizerDefinition:
             "eos_token": self.eos,
             "unk_token": self.unk,
             "pad_token": self.pad or self.eos,
+            "mask_token": self.mask,
         }
         if self.chat_template:
             settings["chat_template"] = self.chat_template
@@ -127,6 +140,7 @@ def _from_tokenizer_json(content: dict[str, Any]) -> TokenizerDefinition:
         eos=next((name for name in _EOS_NAMES if name in special), None),
         unk=_unknown(content["model"]),
         pad=next((name for name in _PAD_NAMES if name in special), None),
+        mask=next((name for name in _MASK_NAMES if name in special), None),
         chat_template=None,
     )
 

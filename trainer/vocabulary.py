@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,15 @@ class TrimmedVocabulary:
         return int((self.id_map >= 0).sum())
 
 
-def count_tokens(batches: Iterable[pa.RecordBatch], definition: TokenizerDefinition) -> TokenUse:
-    """Reads the columns COUNT_COLUMNS once. Raises TokenizerError for an id outside the tokenizer."""
+def count_tokens(
+    batches: Iterable[pa.RecordBatch], definition: TokenizerDefinition, *, of_texts_alone: bool = False
+) -> TokenUse:
+    """Reads the columns COUNT_COLUMNS once; `of_texts_alone`: labels are no tokens. Raises TokenizerError for an id
+    outside the tokenizer."""
     size, tokenizer = definition.size(), definition.build()
     occurs, mass, positions = np.zeros(size, dtype=bool), np.zeros(size), 0
     for batch in batches:
-        for name in ("prompt_token_ids", "token_ids"):
+        for name in () if of_texts_alone else ("prompt_token_ids", "token_ids"):
             values = list_values(batch.column(name))[1]
             if values.size and (values.min() < 0 or values.max() >= size):
                 raise TokenizerError(
@@ -61,8 +64,10 @@ def count_tokens(batches: Iterable[pa.RecordBatch], definition: TokenizerDefinit
             occurs[values] = True
         for name in TEXT_COLUMNS:
             texts = [text for text in batch.column(name).to_pylist() if text]
-            for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+            for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=of_texts_alone):
                 occurs[encoding.ids] = True
+        if of_texts_alone:
+            continue
         positions += list_values(batch.column("token_ids"))[1].size
         ids, logprobs = (list_values(batch.column(name))[1] for name in ("top_ids", "top_logprobs"))
         known = ids >= 0
@@ -80,8 +85,9 @@ def trim_vocabulary(definition: TokenizerDefinition, use: TokenUse, *, candidate
     strings = {index: token for token, index in vocabulary.items()}
     keep = use.occurs | _candidates(use, candidate_loss)
     template = definition.chat_template or ""
+    roles = {*definition.role_tokens(), *definition.template_tokens()}
     for added in definition.content["added_tokens"]:
-        if added["content"] in definition.role_tokens() or (added["special"] and added["content"] in template):
+        if added["content"] in roles or (added["special"] and added["content"] in template):
             keep[added["id"]] = True
     kept = {strings[int(index)] for index in np.flatnonzero(keep) if int(index) in strings}
     kept |= _pieces(definition, kept)
@@ -92,12 +98,16 @@ def trim_vocabulary(definition: TokenizerDefinition, use: TokenUse, *, candidate
     return TrimmedVocabulary(_restricted(definition, id_map, kept), id_map, lost)
 
 
+class OtherTokens(TokenizerError):
+    """The student's tokenizer cuts texts into other tokens than the teacher's."""
+
+
 def match_vocabulary(
     teacher: TokenizerDefinition, student: TokenizerDefinition, batches: Iterable[pa.RecordBatch]
 ) -> TrimmedVocabulary:
     """Where each teacher id is in a student's own tokenizer: the token of the same string, if the texts agree.
 
-    Reads COUNT_COLUMNS. Raises TokenizerError when the two cut the table's texts into different tokens, or when a token
+    Reads COUNT_COLUMNS. Raises OtherTokens when the two cut the table's texts into different tokens, or when a token
     of the table is missing in the student: labels of one tokenizer say nothing about the tokens of another.
     """
     ours = student.vocabulary()
@@ -107,7 +117,7 @@ def match_vocabulary(
     use = count_tokens(_same_tokens(batches, teacher, student, id_map), teacher)
     missing = int((use.occurs & (id_map < 0)).sum())
     if missing:
-        raise TokenizerError(
+        raise OtherTokens(
             f"The student's tokenizer lacks {missing} of the {int(use.occurs.sum())} tokens that the table uses; "
             'take a student with the teacher\'s tokenizer, or from = "config" with a trimmed vocabulary.'
         )
@@ -128,7 +138,7 @@ def _same_tokens(
             for text in batch.column(name).to_pylist():
                 expected = id_map[theirs.encode(text, add_special_tokens=False).ids].tolist() if text else []
                 if text and ours.encode(text, add_special_tokens=False).ids != expected:
-                    raise TokenizerError(
+                    raise OtherTokens(
                         "The student's tokenizer cuts the table's texts into other tokens than the teacher's; "
                         'take a student with the teacher\'s tokenizer, or from = "config" with a trimmed vocabulary.'
                     )
@@ -199,9 +209,7 @@ def _restricted(definition: TokenizerDefinition, id_map: NDArray[np.int32], kept
     added = [{**token, "id": int(id_map[token["id"]])} for token in content["added_tokens"] if token["content"] in kept]
     post = _renumbered(content.get("post_processor"), id_map)
     smaller = {**content, "model": model, "added_tokens": added, "post_processor": post}
-    return TokenizerDefinition(
-        smaller, definition.bos, definition.eos, definition.unk, definition.pad, definition.chat_template
-    )
+    return replace(definition, content=smaller)
 
 
 def _renumbered(processor: dict[str, Any] | None, id_map: NDArray[np.int32]) -> dict[str, Any] | None:

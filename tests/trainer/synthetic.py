@@ -17,7 +17,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from storage.codec import Labels, log_tail
 from storage.rows import Row, Sampling, TeacherRecord
 from storage.table import Table
+from trainer.reading import column_batches
+from trainer.student_vocabulary import Batches
 from trainer.tokenizer import TokenizerDefinition, read_tokenizer
+from trainer.vocabulary import COUNT_COLUMNS
 
 DATA = Path(__file__).parent / "data"
 GEMMA = TeacherRecord(model="google/gemma-3-270m", revision="gguf-q4_k_m", provider="llamacpp", access_path="self_host")
@@ -33,6 +36,11 @@ def gemma_part() -> tuple[dict[str, Any], list[int]]:
 
 def gemma_definition() -> TokenizerDefinition:
     return read_tokenizer(json.dumps(gemma_part()[0]).encode())
+
+
+def batches_of(table: Table) -> Batches:
+    """The rows of a table, as a student is made from them."""
+    return lambda columns: column_batches(table, columns or COUNT_COLUMNS)
 
 
 def make_row(number: int, labels: Labels, **changes: Any) -> Row:

@@ -9,15 +9,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from tests.trainer.synthetic import MarkovTeacher, gemma_definition
+from tests.trainer.synthetic import MarkovTeacher, batches_of, gemma_definition
 from trainer.config import StudentSettings
 from trainer.errors import TrainError
 from trainer.forward import DistilledStudent, HeadNotSupported, check_head, loss_hidden, loss_logits
 from trainer.objective import Objective
-from trainer.reading import TableUnfit, column_batches, table_tokenizer
+from trainer.reading import TableUnfit, table_tokenizer
 from trainer.student import Student, StudentRefused, create_student, save_student
 from trainer.tokenizer import TokenizerError
-from trainer.vocabulary import COUNT_COLUMNS
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 1, "intermediate_size": 64}
 
@@ -25,8 +24,9 @@ SMALL: dict[str, Any] = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_
 def make(folder: Path, seed: int = 0, **settings: Any) -> Student:
     table = MarkovTeacher().table(folder / "table", 10)
     chosen = StudentSettings.model_validate(SMALL | settings)
-    batches = column_batches(table, COUNT_COLUMNS)
-    return create_student(chosen, table.tokenizer(table_tokenizer(table)), batches, sequence_length=64, seed=seed)
+    return create_student(
+        chosen, table.tokenizer(table_tokenizer(table)), batches_of(table), sequence_length=64, seed=seed
+    )
 
 
 def tiny(architecture: str, attention: str) -> Any:
@@ -142,13 +142,13 @@ def test_a_saved_student_is_a_folder_to_start_from(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "again").eos_token == "</s>"
 
 
-def test_a_student_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_student_whose_tokens_cannot_be_laid_over_the_teachers_is_refused(tmp_path: Path) -> None:
     gemma_definition().save(tmp_path / "base", model_max_length=64)
     tiny_config = AutoConfig.for_model(
         "llama", vocab_size=700, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
     )
     AutoModelForCausalLM.from_config(tiny_config).save_pretrained(tmp_path / "base")
-    with pytest.raises(TokenizerError, match="other tokens than the teacher"):
+    with pytest.raises(TokenizerError, match="does not keep the bytes"):
         make(tmp_path, **{"from": str(tmp_path / "base")})
 
 

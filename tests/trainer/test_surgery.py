@@ -10,19 +10,18 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.trainer.synthetic import MarkovTeacher, training_folder
+from tests.trainer.synthetic import MarkovTeacher, batches_of, training_folder
 from trainer.config import LoraSettings, StudentSettings, read_config
 from trainer.evaluate import evaluate
 from trainer.fit import check, train
 from trainer.forward import DistilledStudent
 from trainer.invariance import SplitMatters, check_splits
 from trainer.objective import Objective
-from trainer.reading import column_batches, table_tokenizer
+from trainer.reading import table_tokenizer
 from trainer.stream import SoftLabelStream
 from trainer.student import create_student
 from trainer.surgery import SurgeryRefused, add_adapters, every_nth_layer
 from trainer.tokenizer import read_tokenizer
-from trainer.vocabulary import COUNT_COLUMNS
 
 torch.set_num_threads(1)
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -158,8 +157,9 @@ def test_the_gradient_does_not_depend_on_the_split(tmp_path: Path) -> None:
 def test_a_student_whose_documents_see_each_other_is_found(tmp_path: Path) -> None:
     table = MarkovTeacher().table(tmp_path / "table", 20)
     settings = StudentSettings.model_validate({"hidden_size": 32, "heads": 2, "layers": 1, "intermediate_size": 64})
-    batches = column_batches(table, COUNT_COLUMNS)
-    student = create_student(settings, table.tokenizer(table_tokenizer(table)), batches, sequence_length=64, seed=0)
+    student = create_student(
+        settings, table.tokenizer(table_tokenizer(table)), batches_of(table), sequence_length=64, seed=0
+    )
     stream = SoftLabelStream(
         table, sequence_length=64, batch_size=4, pack=True, seed=0, holdout=0.0, split="train",
         id_map=student.vocabulary.id_map,
