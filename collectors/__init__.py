@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from collectors.config import read_run as read_run
     from collectors.dry_run import Estimate as Estimate
     from collectors.dry_run import estimate as estimate
+    from collectors.emit import emit_schedule as emit_schedule
     from collectors.errors import CollectError as CollectError
+    from collectors.reparse import reparse_table as reparse_table
     from collectors.report import RunReport as RunReport
     from collectors.run import collect as collect
     from collectors.run import probe_endpoints as probe_endpoints
+    from collectors.schedule import run_schedule as run_schedule
 
 __all__ = [
     "CollectError",
@@ -24,9 +27,12 @@ __all__ = [
     "RunConfig",
     "RunReport",
     "collect",
+    "emit_schedule",
     "estimate",
     "probe_endpoints",
     "read_run",
+    "reparse_table",
+    "run_schedule",
 ]
 
 _HOME = {
@@ -36,9 +42,12 @@ _HOME = {
     "RunConfig": "collectors.config",
     "RunReport": "collectors.report",
     "collect": "collectors.run",
+    "emit_schedule": "collectors.emit",
     "estimate": "collectors.dry_run",
     "probe_endpoints": "collectors.run",
     "read_run": "collectors.config",
+    "reparse_table": "collectors.reparse",
+    "run_schedule": "collectors.schedule",
 }
 
 

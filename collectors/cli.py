@@ -102,15 +102,15 @@ def schedule(runs: tuple[Path, ...], once: bool, kind: str | None, out: Path, im
 
     configs = [read_run(run) for run in runs]
     if kind is not None:
-        from collectors.emit import emit
+        from collectors.emit import emit_schedule
 
         for run, config in zip(runs, configs, strict=True):
-            for path in emit(kind, run, config, out=out, image=image):
+            for path in emit_schedule(kind, run, config, out=out, image=image):
                 click.echo(f"{path}  written")
         return
-    from collectors.schedule import schedule as stand
+    from collectors.schedule import run_schedule
 
-    code = stand(configs, once=once, say=_say)
+    code = run_schedule(configs, once=once, say=_say)
     if code:
         sys.exit(code)
 
@@ -123,9 +123,9 @@ def reparse(table: Path) -> None:
     Needs runs with keep_raw = true. Nothing is asked; rows that change are replaced in one commit and the earlier
     version stays readable; rejects that can be read now become rows.
     """
-    from collectors.reparse import reparse as read_again
+    from collectors.reparse import reparse_table
 
-    done = read_again(table)
+    done = reparse_table(table)
     click.echo(
         f"{done.read:,} responses read again: {done.changed:,} rows changed, {done.became_rows:,} rejects became rows, "
         f"{done.became_rejects:,} rows became rejects; version {done.version}."

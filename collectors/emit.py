@@ -38,7 +38,7 @@ class _Run:
         return [*start, "schedule", "--once", str(self.path)]
 
 
-def emit(kind: str, path: Path, config: RunConfig, *, out: Path, image: str = "") -> list[Path]:
+def emit_schedule(kind: str, path: Path, config: RunConfig, *, out: Path, image: str = "") -> list[Path]:
     """Write the files that make `kind` (cron, systemd, k8s or airflow) run the file at `path`; → their paths.
 
     image: what holds potstill, for k8s. Raises ScheduleMissing, and FileThere rather than to write over another file.

@@ -26,7 +26,7 @@ class NothingArchived(CollectError):
     exit_code = 2
 
 
-def reparse(path: Path) -> Replaced:
+def reparse_table(path: Path) -> Replaced:
     """Read all archived responses of a table again and put the rows and rejects that changed in place of the old.
 
     Raises NothingArchived, TableDamaged for an archive that is not as it was written; then nothing was changed.

@@ -132,7 +132,7 @@ def _listed(values: tuple[int, ...] | None) -> str | None:
     return None if values is None else ",".join(map(str, values))
 
 
-def schedule(configs: Sequence[RunConfig], *, once: bool = False, say: Say) -> int:
+def run_schedule(configs: Sequence[RunConfig], *, once: bool = False, say: Say) -> int:
     """Start the runs at their times until a signal; with `once` only what is due now. → the exit code.
 
     Ctrl-C and SIGTERM let the runs that are at work drain; a second signal ends them at once. Raises ScheduleMissing,

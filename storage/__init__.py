@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from storage.keys import KeySet as KeySet
     from storage.ledgers import Reject as Reject
     from storage.ledgers import RunRecord as RunRecord
+    from storage.parquet_query import query_parquet as query_parquet
     from storage.query import sql as sql
     from storage.rows import Message as Message
     from storage.rows import Row as Row
@@ -48,6 +49,7 @@ _HOME = {
     "Usage": "storage.rows",
     "labels_from_arrow": "storage.codec",
     "log_tail": "storage.codec",
+    "query_parquet": "storage.parquet_query",
     "rows_from_arrow": "storage.rows",
     "rows_to_arrow": "storage.rows",
     "sql": "storage.query",
@@ -72,6 +74,7 @@ __all__ = [
     "Usage",
     "labels_from_arrow",
     "log_tail",
+    "query_parquet",
     "rows_from_arrow",
     "rows_to_arrow",
     "sql",

@@ -7,7 +7,7 @@ import yaml
 
 from collectors.config import RunConfig, read_run
 from collectors.cron import Cron
-from collectors.emit import FileThere, emit, on_calendar
+from collectors.emit import FileThere, emit_schedule, on_calendar
 from collectors.errors import ScheduleMissing
 from tests.collectors.runs import write_run
 
@@ -26,7 +26,7 @@ def config(run: Path) -> RunConfig:
 
 
 def test_systemd_takes_the_unit_and_its_timer(run: Path, tmp_path: Path) -> None:
-    service, timer = emit("systemd", run, config(run), out=tmp_path / "out")
+    service, timer = emit_schedule("systemd", run, config(run), out=tmp_path / "out")
     text = service.read_text()
     assert "KillMode=mixed" in text
     assert "EnvironmentFile=-" in text
@@ -50,7 +50,7 @@ def test_systemd_means_the_times_that_cron_means() -> None:
 
 def test_kubernetes_takes_the_manifest(run: Path, tmp_path: Path) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    [path] = emit("k8s", run, config(run), out=tmp_path / "out", image="registry.example/potstill:0.1")
+    [path] = emit_schedule("k8s", run, config(run), out=tmp_path / "out", image="registry.example/potstill:0.1")
     jobs = list(yaml.safe_load_all(path.read_text()))
     assert [job["spec"]["schedule"] for job in jobs] == ["30 22 1,15 * fri", "0 22 * * *"]
     for job in jobs:
@@ -66,11 +66,11 @@ def test_kubernetes_takes_the_manifest(run: Path, tmp_path: Path) -> None:
 
 def test_a_manifest_needs_an_image(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ScheduleMissing, match="--image"):
-        emit("k8s", run, config(run), out=tmp_path)
+        emit_schedule("k8s", run, config(run), out=tmp_path)
 
 
 def test_the_dag_compiles_and_airflow_imports_it(run: Path, tmp_path: Path) -> None:
-    [path] = emit("airflow", run, config(run), out=tmp_path / "out")
+    [path] = emit_schedule("airflow", run, config(run), out=tmp_path / "out")
     code = compile(path.read_text(), str(path), "exec")
     pytest.importorskip("airflow", reason="Airflow is not installed")
     found: dict[str, object] = {}
@@ -79,7 +79,7 @@ def test_the_dag_compiles_and_airflow_imports_it(run: Path, tmp_path: Path) -> N
 
 
 def test_the_crontab_line_does_what_it_says(run: Path, tmp_path: Path) -> None:
-    [path] = emit("cron", run, config(run), out=tmp_path / "out")
+    [path] = emit_schedule("cron", run, config(run), out=tmp_path / "out")
     zone, first, second = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     assert (zone, first[:17], second[:11]) == ("CRON_TZ=Europe/Berlin", "30 22 1,15 * fri ", "0 22 * * * ")
     command = first[17:].replace(r"\%", "%")
@@ -88,17 +88,17 @@ def test_the_crontab_line_does_what_it_says(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_says_something_else_is_left_alone(run: Path, tmp_path: Path) -> None:
-    emit("cron", run, config(run), out=tmp_path)
-    [path] = emit("cron", run, config(run), out=tmp_path)
+    emit_schedule("cron", run, config(run), out=tmp_path)
+    [path] = emit_schedule("cron", run, config(run), out=tmp_path)
     path.write_text("mine")
     with pytest.raises(FileThere, match="remove it"):
-        emit("cron", run, config(run), out=tmp_path)
+        emit_schedule("cron", run, config(run), out=tmp_path)
     assert path.read_text() == "mine"
 
 
 def test_a_window_that_cron_opens_needs_no_second_time(tmp_path: Path) -> None:
     more = '[schedule]\ncron = "0 22 * * *"\nwindow = "22:00-06:00"\n'
     run = write_run(tmp_path, "http://127.0.0.1:8000", more=more)
-    [path] = emit("k8s", run, config(run), out=tmp_path, image="x")
+    [path] = emit_schedule("k8s", run, config(run), out=tmp_path, image="x")
     assert path.read_text().count("kind: CronJob") == 1
     assert "timeZone" not in path.read_text()

@@ -17,7 +17,7 @@ from collectors.errors import Rejected
 from collectors.plan import Item
 from collectors.providers import Reading
 from collectors.providers.llamacpp import LlamaCpp
-from collectors.reparse import NothingArchived, reparse
+from collectors.reparse import NothingArchived, reparse_table
 from collectors.run import collect
 from storage.query import sql
 from storage.selection import Selection
@@ -78,7 +78,7 @@ def test_rows_and_rejects_of_a_wrong_reader_become_what_they_should_have_been(
         assert (report.committed, report.rejected) == (24, 6)
         asked = len(server.headers)
         wrong, version = rows(config.table), Table.open(config.table).version
-        done = reparse(config.table)
+        done = reparse_table(config.table)
         assert len(server.headers) == asked
     assert (done.read, done.changed, done.became_rows, done.became_rejects, done.unmatched) == (30, 8, 6, 0, 0)
     assert [row | {"decision": ""} for row in rows(config.table)] == [
@@ -88,7 +88,7 @@ def test_rows_and_rejects_of_a_wrong_reader_become_what_they_should_have_been(
     assert done.version == version + 1
     assert not sql(config.table, "SELECT key FROM rejects").num_rows
     assert verify(config.table).problems == ()
-    again = reparse(config.table)
+    again = reparse_table(config.table)
     assert (again.read, again.changed, again.became_rows, again.version) == (30, 0, 0, done.version)
 
 
@@ -98,13 +98,13 @@ def test_a_stricter_reader_turns_rows_into_rejects(tmp_path: Path, monkeypatch: 
         collect(config)
     with monkeypatch.context() as patched:
         misread(patched, refuse_every_fifth)
-        done = reparse(config.table)
+        done = reparse_table(config.table)
         assert (done.changed, done.became_rejects) == (0, 2)
-        assert reparse(config.table).became_rejects == 0
+        assert reparse_table(config.table).became_rejects == 0
     assert len(rows(config.table)) == 8
     reasons = sql(config.table, "SELECT reason, run_id FROM rejects").to_pylist()
     assert reasons == [{"reason": "not_understood", "run_id": config.run_id}] * 2
-    assert reparse(config.table).became_rows == 2
+    assert reparse_table(config.table).became_rows == 2
     assert len(rows(config.table)) == 10
 
 
@@ -115,7 +115,7 @@ def test_what_was_taken_down_does_not_come_back(tmp_path: Path, monkeypatch: pyt
             misread(patched, shout_every_third)
             collect(config)
     assert takedown(config.table, Selection(where="prompt_id IN ('p0', 'p1')"), reason="x").archived == 2
-    done = reparse(config.table)
+    done = reparse_table(config.table)
     assert (done.read, done.changed, done.unmatched) == (8, 3, 0)
     assert len(rows(config.table)) == 8
 
@@ -130,7 +130,7 @@ def test_unknown_logprobs_are_no_change(tmp_path: Path, monkeypatch: pytest.Monk
     with TeacherServer() as server:
         config = keeping(tmp_path, server.url, prompts=5)
         collect(config)
-    assert reparse(config.table).changed == 0
+    assert reparse_table(config.table).changed == 0
 
 
 def test_a_run_that_keeps_nothing_has_nothing_to_read_again(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_run_that_keeps_nothing_has_nothing_to_read_again(tmp_path: Path) -> N
         config = run_config(tmp_path, server.url, prompts=3)
         collect(config)
     with pytest.raises(NothingArchived, match="keep_raw"):
-        reparse(config.table)
+        reparse_table(config.table)
 
 
 KILLED = """

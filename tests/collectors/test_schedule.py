@@ -20,7 +20,7 @@ from collectors import schedule as module
 from collectors.config import RunConfig
 from collectors.errors import ScheduleMissing
 from collectors.run import collect
-from collectors.schedule import Standing, schedule
+from collectors.schedule import Standing, run_schedule
 from storage.query import sql
 from storage.table import Table
 from tests.collectors.runs import run_config, write_prompts, write_run
@@ -78,7 +78,7 @@ class Process:
         monkeypatch.setattr(module, "run_until_stopped", until_stopped)
 
         def target() -> None:
-            self.code = schedule(configs, once=once, say=lambda name, line: self.said.append(line))
+            self.code = run_schedule(configs, once=once, say=lambda name, line: self.said.append(line))
 
         self._thread = threading.Thread(target=target, daemon=True)
         self._thread.start()
@@ -233,7 +233,7 @@ def test_days_and_weekdays_are_those_of_cron(tmp_path: Path, clock: Clock) -> No
 
 def test_a_run_without_a_schedule_says_what_to_add(tmp_path: Path) -> None:
     with pytest.raises(ScheduleMissing, match=r"\[schedule\]"):
-        schedule([run_config(tmp_path)], say=lambda name, line: None)
+        run_schedule([run_config(tmp_path)], say=lambda name, line: None)
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
