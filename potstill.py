@@ -21,7 +21,7 @@ ROOMS = ("policies", "storage", "collectors", "trainer")
 # command → the module that has it, its one line of help; in the order of a user's work
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("potstill", "Write run.toml, use.toml, train.toml and a few prompts to start from."),
-    "doctor": ("potstill", "Say what is installed, what is missing, and the line that installs it."),
+    "doctor": ("potstill", "Say what is installed, what is missing, and what killed runs left behind."),
     "terms": ("policies.cli", "Show the register: what each terms document says, where, how sure."),
     "check": ("policies.cli", "Judge teachers and a use before any data exists."),
     "probe": ("collectors.cli", "Ask an endpoint a dozen tiny requests and show its card."),
@@ -103,9 +103,13 @@ def init(folder: Path) -> None:
 
 
 @click.command()
+@click.option("--fix", is_flag=True, help="Remove what killed runs left in the cache folder.")
 @click.pass_context
-def doctor(ctx: click.Context) -> None:
-    """Say what is installed, what is missing, and the line that installs it."""
+def doctor(ctx: click.Context, fix: bool) -> None:
+    """Say what is installed, what is missing, and what killed runs left behind.
+
+    For what they left in a table see `potstill verify --repair`; their journals go on with the next `potstill collect`.
+    """
     click.echo(f"potstill {importlib.metadata.version('potstill')}, Python {sys.version.split()[0]}")
     for room in ROOMS:
         click.echo(f"ok       room {room}")
@@ -117,6 +121,12 @@ def doctor(ctx: click.Context) -> None:
             click.echo(f"missing  {purpose}: no {', '.join(missing)}; pip install 'potstill[{extra}]'")
         else:
             click.echo(f"ok       {purpose} ({', '.join(modules)})")
+    from collectors.leftovers import leftovers, remove
+
+    for path in leftovers():
+        if fix:
+            remove(path)
+        click.echo(f"removed  {path}" if fix else f"leftover {path}: left by a killed run; --fix removes it")
     ctx.exit(1 if absent else 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from datetime import datetime
@@ -78,7 +79,7 @@ def collect(run: Path, dry_run: bool, limit: int | None, waivers: tuple[Path, ..
 
     with Console() as watcher:
         report = run_it(config, limit=limit, watcher=watcher)
-    click.echo(str(report))
+    _tell(str(report))
     if report.exit_code:
         sys.exit(report.exit_code)
 
@@ -132,6 +133,14 @@ def reparse(table: Path) -> None:
     )
     if done.unmatched:
         click.echo(f"{done.unmatched:,} belong to nothing that the table has (taken down, or another run's).", err=True)
+
+
+def _tell(text: str) -> None:
+    """Say what came of a run; its exit code stands also where nobody reads that any more."""
+    try:
+        click.echo(text)
+    except OSError:  # the terminal was closed: nothing may be left to be flushed at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(name: str, line: str) -> None:

@@ -3,6 +3,8 @@ counts, since only they are safe in the table; what is received but not yet comm
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
@@ -68,7 +70,8 @@ class Console:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with self._whoever_reads():
+                self._bar.stop()
         elif self._state.planned:
             self.say(f"{_done(self._state)}, {self._detail()}")
 
@@ -76,13 +79,14 @@ class Console:
         """Show the state: at once on a terminal, every ten seconds elsewhere."""
         self._state = state
         if self._bar is not None:
-            self._bar.update(
-                self._task,
-                total=state.planned or None,
-                completed=state.done_before + state.committed + state.rejected + state.duplicates,
-                description=state.note or "rows",
-                detail=self._detail(),
-            )
+            with self._whoever_reads():
+                self._bar.update(
+                    self._task,
+                    total=state.planned or None,
+                    completed=state.done_before + state.committed + state.rejected + state.duplicates,
+                    description=state.note or "rows",
+                    detail=self._detail(),
+                )
         elif time.monotonic() - self._said >= _LINE_SECONDS:
             self.say(state.note or f"{_done(state)}, {self._detail()}")
 
@@ -90,10 +94,19 @@ class Console:
         """One line of text, without anything that a terminal would obey."""
         self._said = time.monotonic()
         plain = "".join(letter if letter.isprintable() else " " for letter in line)
-        if self._bar is not None:
-            self._bar.console.print(plain, markup=False, highlight=False)
-        else:
-            print(plain, file=sys.stderr, flush=True)  # noqa: T201 - progress of a command line, without a terminal
+        with self._whoever_reads():
+            if self._bar is not None:
+                self._bar.console.print(plain, markup=False, highlight=False)
+            else:
+                print(plain, file=sys.stderr, flush=True)  # noqa: T201 - progress of a command line, without a terminal
+
+    @contextmanager
+    def _whoever_reads(self) -> Iterator[None]:
+        """A terminal that was closed must not end the run: it goes on unseen, and ends by its signal."""
+        try:
+            yield
+        except OSError:
+            self._bar = None
 
     def _detail(self) -> str:
         state, seconds = self._state, time.monotonic() - self._began

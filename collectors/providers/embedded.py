@@ -1,6 +1,7 @@
 """The embedded teacher: a real llama.cpp server in a child process on a free loopback port, with a small model that
 comes by pip. A child, not a thread: what crashes or leaks in native code must not take the run with it."""
 
+import fcntl
 import hashlib
 import http.client
 import importlib
@@ -139,6 +140,7 @@ class EmbeddedServer:
         """Start the child; whether it said anything in time, and the address that it said, empty when it ended."""
         with tempfile.NamedTemporaryFile(dir=cache_folder(), prefix="embedded-", suffix=".log", delete=False) as log:
             self._log = Path(log.name)
+            fcntl.flock(log, fcntl.LOCK_SH)  # the child has it as long as it lives: so leftovers are told by it
             # -P: the folder of the script holds modules named like installed packages. A session of its own: Ctrl-C
             # reaches the parent only.
             self._child = subprocess.Popen(
