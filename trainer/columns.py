@@ -17,8 +17,8 @@ from storage.codec import list_values
 class ListColumn:
     """One list column of a row group: the values of row i are values[starts[i] : ends[i]]."""
 
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
+    starts: list[int]
+    ends: list[int]
     values: NDArray[Any]
 
     def row(self, i: int) -> NDArray[Any]:
@@ -39,9 +39,9 @@ def list_column(column: pa.ChunkedArray) -> ListColumn:
         )
         data = text.buffers()[2]
         letters = np.frombuffer(data if data is not None else b"", dtype=np.uint8)
-        return ListColumn(offsets[:-1].astype(np.int64), offsets[1:].astype(np.int64), letters)
+        return ListColumn(offsets[:-1].tolist(), offsets[1:].tolist(), letters)
     offsets, values = list_values(column)
-    return ListColumn(offsets[:-1], offsets[1:], values)
+    return ListColumn(offsets[:-1].tolist(), offsets[1:].tolist(), values)
 
 
 def tail_sums_at(column: pa.ChunkedArray, temperature: float) -> ListColumn:
@@ -51,4 +51,4 @@ def tail_sums_at(column: pa.ChunkedArray, temperature: float) -> ListColumn:
     at_temperature = np.flatnonzero(rows.values.field("temperature").to_numpy() == np.float32(temperature))
     position = np.searchsorted(at_temperature, sums_of_row[:-1])
     chosen = np.append(at_temperature, 0)[position]  # a row without one is not in the index, or has no candidates
-    return ListColumn(offsets[chosen], offsets[chosen + 1], values)
+    return ListColumn(offsets[chosen].tolist(), offsets[chosen + 1].tolist(), values)

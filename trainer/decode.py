@@ -1,7 +1,8 @@
 """Row groups to tensors, by Arrow buffers: no Python object per number.
 
-Reads whole row groups, then copies the labels of the rows that a batch needs; the price is that every rank decodes the
-labels of all ranks. The one place where targets are shifted: a causal student's position n − 1 predicts token n.
+Reads whole row groups, then copies the labels of the rows that a batch needs, once; the price is that every rank
+decodes the labels of all ranks. The one place where targets are shifted: a causal student's position n − 1 predicts
+token n.
 
 Letters: N loss tokens, K candidates, B sequences, S positions.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -92,7 +93,10 @@ class Assembler:
         k = max(int(index.k[everything].max()), 1) + (1 if self.rewriter and self.rewriter.chunks else 0)
         mine = packs[share]
         placed = [place for place in _places(index, mine) if place.columns is not None]
-        out = _empty_batch(len(mine), width, int(sum(index.loss_tokens[place.row] for place in placed)), k)
+        out = _empty_batch(len(mine), width, sum(place.count for place in placed), k)
+        if self.rewriter is not None or any(place.k != k for place in placed):
+            out["top_ids"].fill(-1)
+            out["top_logprobs"].fill(-np.inf)
         first = 0
         if index.sampled.any():
             out["top_weights"] = np.zeros_like(out["top_logprobs"])
@@ -111,17 +115,17 @@ class Assembler:
         out["weight"] = np.repeat(weight_of[index.source[rows]], index.loss_tokens[rows])
         if self.rewriter is None:
             self._to_student_ids(out)
-        out["weight"][(out["target_ids"] < 0) & (out["top_ids"] < 0).all(1)] = 0
+        no_target = np.flatnonzero(out["target_ids"] < 0)
+        out["weight"][no_target[(out["top_ids"][no_target] < 0).all(1)]] = 0
         out["rows"], out["tokens"] = np.array(len(rows)), np.array(first)
         return {name: torch.from_numpy(array) for name, array in out.items()}
 
     def _to_student_ids(self, out: dict[str, NDArray[Any]]) -> None:
         if self.id_map is not None:
             lost_NK = out["top_ids"] >= 0
+            student_id = np.append(self.id_map, -1)  # what −1 and ids past the map's end are read from
             for name in ("input_ids", "target_ids", "top_ids"):
-                ids = out[name]
-                known = (ids >= 0) & (ids < len(self.id_map))
-                out[name] = np.where(known, self.id_map[np.where(known, ids, 0)], -1)
+                out[name] = student_id[np.minimum(out[name], len(self.id_map))].astype(out[name].dtype)
             lost_NK &= out["top_ids"] < 0
             out["log_tail"] = _with_lost(out["log_tail"], out["top_logprobs"], lost_NK)
             if self.temperature != 1:
@@ -137,24 +141,34 @@ class Assembler:
             out["input_ids"][unknown_BS] = self.unknown_id
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """A row, where it lies in the batch, and its decoded row group (None where that is damaged)."""
 
+    columns: Any
     row: int
     sequence: int
     slot: int
     document: int
-    columns: dict[str, ListColumn] | None
+    i: int
+    """Which of its row group."""
+    prompt: int
+    slots: int
+    skipped: int
+    count: int
+    k: int
 
 
 def _places(index: RowIndex, packs: Sequence[tuple[tuple[int, ...], Labels]]) -> Iterator[_Place]:
+    rows_R = np.array([row for rows, _ in packs for row in rows], dtype=np.int64)
+    blocks = iter((np.searchsorted(index.first_row, rows_R, side="right") - 1).tolist())
+    numbers = (index.row_in_block, index.prompt_length, index.slots, index.first_target, index.loss_tokens, index.k)
+    facts = zip(*(column[rows_R].tolist() for column in numbers), strict=True)
     for sequence, (rows, labels) in enumerate(packs):
         slot = 0
-        blocks = np.searchsorted(index.first_row, rows, side="right") - 1
-        for document, (row, block) in enumerate(zip(rows, blocks.tolist(), strict=True), 1):
-            yield _Place(row, sequence, slot, document, labels.get(block))
-            slot += int(index.slots[row])
+        for document, row in enumerate(rows, 1):
+            fact = next(facts)
+            yield _Place(labels.get(next(blocks)), row, sequence, slot, document, *fact)
+            slot += fact[2]
 
 
 def _with_lost(log_sum_N: NDArray[Any], log_terms_NK: NDArray[Any], lost_NK: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -172,8 +186,8 @@ def _empty_batch(sequences: int, width: int, count: int, k: int) -> dict[str, ND
         "loss_index": np.empty(count, dtype=np.int64),
         "target_ids": np.empty(count, dtype=np.int64),
         "target_logprobs": np.empty(count, dtype=np.float32),
-        "top_ids": np.full((count, k), -1, dtype=np.int64),
-        "top_logprobs": np.full((count, k), -np.inf, dtype=np.float32),
+        "top_ids": np.empty((count, k), dtype=np.int32),
+        "top_logprobs": np.empty((count, k), dtype=np.float32),
         "log_tail": np.empty(count, dtype=np.float32),
         "from_teacher": np.empty(count, dtype=bool),
     }
@@ -183,10 +197,8 @@ def _fill_rewritten(
     out: dict[str, NDArray[Any]], index: RowIndex, place: _Place, first: int, rewriter: Rewriter
 ) -> int:
     """As `_fill`, for a row that is made again in the student's tokens."""
-    row, columns = place.row, place.columns
-    assert columns is not None
-    slots, count, k = (int(column[row]) for column in (index.slots, index.loss_tokens, index.k))
-    made = rewriter.row(columns, int(index.row_in_block[row]), k, slots)
+    slots, count = place.slots, place.count
+    made = rewriter.row(place.columns, place.i, place.k, slots)
     here = (place.sequence, slice(place.slot, place.slot + slots))
     out["input_ids"][here], out["position_ids"][here] = made.input_ids, np.arange(slots)
     out["document_ids"][here] = place.document
@@ -200,29 +212,27 @@ def _fill_rewritten(
     chunk_ids = made.labels.get("chunk_ids")
     if chunk_ids is not None:  # a number in the batch: that of the row's first loss token, and on
         out["chunk_ids"][targets] = np.where(chunk_ids >= 0, chunk_ids + first, -1)
-    out["from_teacher"][targets] = index.from_teacher[row]
+    out["from_teacher"][targets] = index.from_teacher[place.row]
     return first + count
 
 
 def _fill(out: dict[str, NDArray[Any]], index: RowIndex, place: _Place, first: int) -> int:
     """Copy one row into the batch, its loss tokens from number `first` on; → the number after them."""
-    row, columns = place.row, place.columns
-    assert columns is not None
-    i, prompt, slots, k = (
-        int(column[row]) for column in (index.row_in_block, index.prompt_length, index.slots, index.k)
-    )
-    skipped, count = int(index.first_target[row]), int(index.loss_tokens[row])
-    tokens = columns["token_ids"].row(i)
-    ids = np.concatenate([columns["prompt_token_ids"].row(i), tokens])[:slots]
-    here = (place.sequence, slice(place.slot, place.slot + slots))
-    out["input_ids"][here], out["position_ids"][here], out["document_ids"][here] = ids, np.arange(slots), place.document
+    columns, row, sequence, slot, document, i, prompt, slots, skipped, count, k = place
+    width = out["input_ids"].shape[1]
+    tokens, end = columns["token_ids"].row(i), slot + slots
+    out["input_ids"][sequence, slot : slot + prompt] = columns["prompt_token_ids"].row(i)[:slots]
+    out["input_ids"][sequence, slot + prompt : end] = tokens[: slots - prompt]
+    out["position_ids"][sequence, slot:end] = np.arange(slots)
+    out["document_ids"][sequence, slot:end] = document
 
-    if index.masked[row]:
-        read_from = columns["target_positions"].row(i)
-    else:
-        read_from = np.arange(prompt + skipped - 1, prompt + skipped - 1 + count)  # the shift: token n is read at n − 1
+    start = sequence * width + slot
     targets, labels = slice(first, first + count), slice(skipped, skipped + count)
-    out["loss_index"][targets] = place.sequence * out["input_ids"].shape[1] + place.slot + read_from
+    if index.masked[row]:
+        out["loss_index"][targets] = columns["target_positions"].row(i) + start
+    else:  # the shift: token n is read at n − 1
+        start += prompt + skipped - 1
+        out["loss_index"][targets] = np.arange(start, start + count)
     out["target_ids"][targets] = tokens[labels]
     out["target_logprobs"][targets] = columns["token_logprobs"].row(i)[labels]
     out["log_tail"][targets] = columns["log_tail"].row(i)[labels] if k else 0.0

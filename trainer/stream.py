@@ -41,7 +41,7 @@ class SoftLabelStream(IterableDataset[Batch]):
     """Batches of a table version; iterating goes on from the cursor, `state_dict()` is where the last batch ended.
 
     A batch is a dict of tensors, of rank's share of the global batch (B sequences of S positions, N loss tokens,
-    K candidates; integers int64, numbers float32):
+    K candidates; numbers float32, integers int64 but for `top_ids`, which stay int32 as they are stored):
     `input_ids`, `position_ids`, `document_ids` [B, S] (document 0 is padding; no attention across documents);
     `loss_index` [N], the flat index into B·S of the position to read from (shifted already);
     `target_ids` [N] (−1: none), `target_logprobs` [N] (NaN: unknown), `top_ids` [N, K] (−1: missing),

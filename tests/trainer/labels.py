@@ -1,9 +1,27 @@
 """Teachers whose whole distribution is known, and the truncated labels that a table would hold of them."""
 
+import dataclasses
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from trainer.errors import LossRefused
 from trainer.losses import SoftTargets
+from trainer.objective import DIVERGENCES, TAILS, Objective
+
+
+def accepted(temperatures: Iterable[float]) -> list[Objective]:
+    """Every divergence × tail × temperature that is not refused."""
+    found = []
+    for divergence in DIVERGENCES:
+        for tail in TAILS:
+            for temperature in temperatures:
+                try:
+                    found.append(Objective(divergence, tail, temperature))  # type: ignore[arg-type]  # names are looped over
+                except LossRefused:
+                    continue
+    return found
 
 
 def truncated(logits_NV: Tensor, k: int, targets_N: Tensor, temperature: float = 1.0) -> SoftTargets:
@@ -26,9 +44,29 @@ def truncated(logits_NV: Tensor, k: int, targets_N: Tensor, temperature: float =
     )
 
 
-def drop_candidates(targets: SoftTargets, row: int, keep: int) -> None:
+def drop_candidates(targets: SoftTargets, row: int, keep: int, temperature: float = 1.0) -> None:
     """Make a row hold fewer candidates than the others, their mass in its tail, in place."""
-    lost = targets.top_logprobs_NK[row, keep:].logsumexp(0)
-    targets.log_tail_N[row] = torch.logaddexp(targets.log_tail_N[row], lost) if keep else 0.0
+    lost_K = targets.top_logprobs_NK[row, keep:].clone()
+    targets.log_tail_N[row] = torch.logaddexp(targets.log_tail_N[row], lost_K.logsumexp(0)) if keep else 0.0
+    if targets.tail_sum_N is not None:
+        targets.tail_sum_N[row] = torch.logaddexp(targets.tail_sum_N[row], (lost_K / temperature).logsumexp(0))
     targets.top_ids_NK[row, keep:] = -1
     targets.top_logprobs_NK[row, keep:] = -torch.inf
+
+
+def sampled(targets: SoftTargets, logits_NV: Tensor, rows: Iterable[int], draws: int, seed: int) -> SoftTargets:
+    """The same labels, those of some rows drawn with replacement in place of the top k."""
+    random = torch.Generator().manual_seed(seed)
+    log_p_NV = logits_NV.double().log_softmax(-1)
+    targets = dataclasses.replace(targets, top_weights_NK=torch.zeros_like(targets.top_logprobs_NK))
+    for row in rows:
+        drawn = torch.multinomial(log_p_NV[row].exp(), draws, replacement=True, generator=random)
+        ids, counts = drawn.unique(return_counts=True)
+        first = slice(0, len(ids))
+        targets.top_ids_NK[row], targets.top_logprobs_NK[row] = -1, -torch.inf
+        targets.top_ids_NK[row, first] = ids
+        targets.top_logprobs_NK[row, first] = log_p_NV[row, ids].to(targets.top_logprobs_NK.dtype)
+        targets.top_weights_NK[row, first] = (counts / draws).to(targets.top_weights_NK.dtype)
+        rest_V = log_p_NV[row].scatter(0, ids, -torch.inf)
+        targets.log_tail_N[row] = rest_V.logsumexp(0)
+    return targets
