@@ -11,6 +11,7 @@ from itertools import islice
 
 from collectors.asking import Answer, Endpoint
 from collectors.errors import BudgetSpent, EndpointStopped, Rejected, Transient
+from collectors.gauge import follow_queue
 from collectors.plan import Item
 
 # How long requests in flight may take to be answered after a stop; what is later is asked again by the next start.
@@ -75,6 +76,15 @@ class Sending:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send until the source is empty, `stop` is set, or nothing can be asked any more."""
+        gauges = [asyncio.create_task(follow_queue(one)) for one in self.endpoints if one.slots.adaptive]
+        try:
+            await self._send(stop)
+        finally:
+            for gauge in gauges:
+                gauge.cancel()
+            await asyncio.gather(*gauges, return_exceptions=True)
+
+    async def _send(self, stop: asyncio.Event) -> None:
         while self._alive and not self._source.empty and not stop.is_set():
             workers = {
                 asyncio.create_task(self._work(endpoint, stop))

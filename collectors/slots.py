@@ -1,7 +1,8 @@
 """How many requests may be in flight at one endpoint: a fixed number, or one that finds its own way.
 
 Adaptive starts low and doubles while that brings more tokens per second: a server that only queues shows no refusals,
-so throughput is the measure. A refusal halves it. The trade-off: it needs some dozens of answers to settle.
+so throughput is the measure, and its own count of what waits, where it has one. A refusal halves it. The trade-off: it
+needs some dozens of answers to settle.
 """
 
 import asyncio
@@ -18,7 +19,10 @@ _ANSWERS_PER_SLOT = 3
 
 
 class Slots:
-    """Lets so many tasks in at a time (`async with`); `answered` and `refused` tell an adaptive one how it goes."""
+    """Lets so many tasks in at a time (`async with`).
+
+    `answered`, `queued` and `refused` tell an adaptive one how it goes.
+    """
 
     def __init__(self, concurrency: int | Literal["adaptive"]) -> None:
         self.adaptive = concurrency == "adaptive"
@@ -31,6 +35,7 @@ class Slots:
         self._doubling = True
         self._trying = True
         self._hold = 0
+        self._queue = 0
         self._began: float | None = None
         self._answers = self._tokens = self._peak = 0
 
@@ -86,7 +91,7 @@ class Slots:
         full = self._peak >= self.limit
         better = tokens_per_second > self._best * _WORTH_IT
         self._start_round()
-        if not full:
+        if not full or self._queue > self._reserve:
             return
         if self._trying and not better:
             self._move(self._before)
@@ -101,13 +106,31 @@ class Slots:
             self._best = tokens_per_second
             self._hold -= 1
 
+    @property
+    def _reserve(self) -> int:
+        """What may wait at the server, so that it is never idle between two answers."""
+        return max(1, self.limit // 8)
+
+    def queued(self, waiting: int) -> None:
+        """The server keeps so many requests waiting, whoever sent them: what is beyond a small reserve is too much.
+
+        At most half is given up at a time, since the count is a little old and others may leave as well.
+        """
+        self._queue = waiting
+        if self.adaptive and waiting > self._reserve:
+            self._stay(min(self.limit, max(self.limit // 2, self.in_flight - (waiting - self._reserve))))
+
+    def _stay(self, limit: int) -> None:
+        """Go down to a limit, and grow no more until some rounds have passed."""
+        self._doubling = self._trying = False
+        self._hold = _ROUNDS_BETWEEN_TRIES
+        self._move(limit)
+        self._start_round()
+
     def refused(self) -> None:
         """The server says that it is too much: half of it, and no more doubling."""
         if self.adaptive:
-            self._doubling = self._trying = False
-            self._hold = _ROUNDS_BETWEEN_TRIES
-            self._move(self.limit // 2)
-            self._start_round()
+            self._stay(self.limit // 2)
 
     def _move(self, limit: int) -> None:
         self.limit = min(self.most, max(1, limit))

@@ -1,4 +1,5 @@
 import asyncio
+import random
 
 import pytest
 
@@ -60,6 +61,60 @@ def test_adaptive_finds_what_a_queueing_server_sustains(width: int) -> None:
 
     slots = run(story())
     assert width * 0.75 <= slots.limit <= max(8, width * 2.5), slots.limit
+
+
+@pytest.mark.parametrize("width", [4, 32, 128])
+def test_the_servers_own_count_keeps_the_queue_short_where_throughput_is_fooled(width: int) -> None:
+    """Answers of very different lengths: by chance a round looks better, and the limit creeps up without the gauge."""
+
+    async def story(gauge: bool, seed: int) -> tuple[float, int, float]:
+        slots, room, chance = Slots("adaptive"), asyncio.Semaphore(width), random.Random(seed)
+        loop, answers, excess = asyncio.get_running_loop(), iter(range(60 * width)), []
+
+        async def look() -> None:
+            while True:
+                if gauge:
+                    slots.queued(max(0, slots.in_flight - width))
+                excess.append(max(0, slots.in_flight - width))
+                await asyncio.sleep(2)
+
+        async def worker() -> None:
+            for _ in answers:
+                tokens = int(chance.lognormvariate(4, 1.5))
+                async with slots, room:
+                    await asyncio.sleep(tokens / 50)
+                slots.answered(tokens)
+
+        looking, began = asyncio.create_task(look()), loop.time()
+        await asyncio.gather(*(worker() for _ in range(400)))
+        looking.cancel()
+        return sum(excess) / len(excess), slots.limit, loop.time() - began
+
+    told = [run(story(True, seed)) for seed in range(4)]
+    untold = [run(story(False, seed)) for seed in range(4)]
+    assert all(width <= limit <= width * 1.2 + 1 for _, limit, _ in told)
+    assert sum(excess for excess, _, _ in told) < sum(excess for excess, _, _ in untold) / 3
+    assert all(one[2] < 1.05 * other[2] for one, other in zip(told, untold, strict=True)), "and the server is as busy"
+
+
+def test_a_queue_of_others_is_made_way_for_and_its_end_is_used() -> None:
+    async def story() -> None:
+        slots = Slots("adaptive")
+        slots.limit = 64
+        for _ in range(4):
+            slots.queued(500)
+        assert slots.limit == 4
+        slots.queued(0)
+        await load(slots, QueueingServer(64), answers=4000)
+        assert slots.limit > 16
+
+    run(story())
+
+
+def test_a_fixed_number_is_not_moved_by_a_queue() -> None:
+    slots = Slots(8)
+    slots.queued(100)
+    assert slots.limit == 8
 
 
 def test_a_refusal_halves_and_a_cancelled_waiter_leaves_no_hole() -> None:
