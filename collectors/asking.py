@@ -79,7 +79,7 @@ class Endpoint:
         self.limit = EndpointLimit(
             requests_per_minute=allowed.requests_per_minute, tokens_per_minute=allowed.tokens_per_minute
         )
-        self.sent = 0
+        self.sent = self._booked = 0
         self.answered = 0
         self.exchanging: set[asyncio.Task[object]] = set()
         self._attempts = allowed.attempts
@@ -135,12 +135,19 @@ class Endpoint:
         took = Spend()
         try:
             async with self.slots:
+                self._book_others()
                 grant = await self.limit.acquire(ask.estimate)
                 took = ask.worst  # from here on it may be billed, until the answer says otherwise
                 return _Sent(await self._exchange(ask, grant), grant)
         except BaseException as error:
             self._budget.settle(ask.worst, Spend(ask.worst.requests) if _not_billed(error) else took)
             raise
+
+    def _book_others(self) -> None:
+        """What the probe, the canaries and the looks at its health sent counts at the endpoint too."""
+        others = self.sender.sent - self.sent
+        self.limit.book(others - self._booked)
+        self._booked = others
 
     async def _exchange(self, ask: "_Ask", grant: Grant) -> Response:
         self.sent += 1

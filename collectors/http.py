@@ -57,7 +57,9 @@ class Response:
 
 
 class Sender(Protocol):
-    """Sends one request. Raises TransportError when no whole response arrived."""
+    """Sends one request; `sent` counts them. Raises TransportError when no whole response arrived."""
+
+    sent: int
 
     async def send(self, request: Request) -> Response: ...
 
@@ -67,11 +69,13 @@ class FakeSender:
 
     def __init__(self, handler: Callable[[Request], Response | Awaitable[Response]]) -> None:
         self.requests: list[Request] = []
+        self.sent = 0
         self._handler = handler
 
     async def send(self, request: Request) -> Response:
         """Record the request and hand on the handler's answer."""
         self.requests.append(request)
+        self.sent += 1
         answer = self._handler(request)
         return answer if isinstance(answer, Response) else await answer
 
@@ -118,6 +122,7 @@ class HttpSender:
         # The transport alone: what httpx.AsyncClient adds (redirects, cookies, proxies of the environment) is not
         # wanted here, and costs as much CPU as the transport.
         self._transport = AiohttpTransport(limits=limits, client=lambda: _session(connections))
+        self.sent = 0
         self._root = base_url.rstrip("/")
         self._urls: dict[str, httpx.URL] = {}
         self._timeout = timeout_seconds
@@ -126,6 +131,7 @@ class HttpSender:
 
     async def send(self, request: Request) -> Response:
         """One exchange; raises TransportError, or Rejected when the body is larger than the bound."""
+        self.sent += 1
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout):

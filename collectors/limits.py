@@ -74,6 +74,11 @@ class EndpointLimit:
                 self._trial_runs = True
             return Grant(None if self._tokens is None else self._tokens.take(tokens, now), self._doubtful)
 
+    def book(self, requests: int) -> None:
+        """Requests were made past this limit: those that it grants wait for them."""
+        if self._requests is not None and requests:
+            self._requests.take(requests, asyncio.get_running_loop().time())
+
     def _wait(self, tokens: float, now: float) -> float:
         if self._closed is not None:
             return 0.0

@@ -31,6 +31,7 @@ class InProcessSender:
     """Sends to a teacher in this process. batch: the most questions that are answered together."""
 
     def __init__(self, teacher: Teacher, *, batch: int = 16) -> None:
+        self.sent = 0
         self._teacher = teacher
         self._batch = batch
         self._waiting: list[tuple[Question, asyncio.Future[Response]]] = []
@@ -42,6 +43,7 @@ class InProcessSender:
 
         Raises EndpointStopped when the teacher fails on all that it was asked first: then it is not the questions.
         """
+        self.sent += 1
         if request.path == "/about":
             return _response(200, msgspec.json.encode(self._teacher.about()))
         if request.path != "/ask" or request.body is None:

@@ -212,9 +212,9 @@ class TeacherServer:
             self.answered[(ask.prompt, ask.body["seed"])] += 1
             return web.json_response(completion({**ask.body, "seed": ask.body["seed"] + 1}, self.tokens))
         good = self.good(ask.body)
-        assert request.transport is not None
         if fault == "die":
             self.dead_until = time.monotonic() + 0.5
+            assert request.transport is not None
             request.transport.abort()
         elif fault == "reset" or fault.startswith("truncate"):
             self._cut(fault, request, ask, json.dumps(good).encode())
