@@ -81,6 +81,13 @@ def test_errors_are_one_sentence_on_stderr_with_the_documented_exit_code(tmp_pat
     assert "potstill init" in missing.stderr
 
 
+def test_a_dry_run_shows_the_next_starts(tmp_path: Path, server: TeacherServer) -> None:
+    more = '[schedule]\ncron = "0 3 * * *"\nwindow = "22:00-06:00"\ntimezone = "UTC"\n'
+    said = potstill("collect", write_run(tmp_path, server.url, more=more), "--dry-run").stdout
+    [line] = [line for line in said.splitlines() if line.startswith("next starts")]
+    assert line.count("03:00 UTC") == 3
+
+
 def test_a_refused_dry_run_has_the_verdicts_exit_code(tmp_path: Path, server: TeacherServer) -> None:
     run = write_run(tmp_path, server.url)
     run.write_text(run.read_text().replace("google/gemma-3-270m", "nobody/unknown"))

@@ -19,6 +19,7 @@ from collectors.providers import Reading
 from collectors.providers.llamacpp import LlamaCpp
 from collectors.reparse import NothingArchived, reparse_table
 from collectors.run import collect
+from storage.ledgers import Ledger
 from storage.query import sql
 from storage.selection import Selection
 from storage.table import Table
@@ -106,6 +107,32 @@ def test_a_stricter_reader_turns_rows_into_rejects(tmp_path: Path, monkeypatch: 
     assert reasons == [{"reason": "not_understood", "run_id": config.run_id}] * 2
     assert reparse_table(config.table).became_rows == 2
     assert len(rows(config.table)) == 10
+
+
+def test_cut_short_it_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TeacherServer() as server:
+        config = keeping(tmp_path, server.url, prompts=10)
+        with monkeypatch.context() as patched:
+            misread(patched, both)
+            collect(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "remove", killed_here)
+        with pytest.raises(KilledHere):
+            reparse_table(config.table)
+    assert len(rows(config.table)) == 10
+    assert sql(config.table, "SELECT key FROM rejects").num_rows == 2
+    done = reparse_table(config.table)
+    assert (done.changed, done.became_rows) == (0, 0)
+    assert sql(config.table, "SELECT key FROM rejects").num_rows == 0
+    assert len(rows(config.table)) == 10
+
+
+class KilledHere(Exception):
+    pass
+
+
+def killed_here(*_: object, **__: object) -> None:
+    raise KilledHere
 
 
 def test_what_was_taken_down_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
