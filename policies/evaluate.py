@@ -286,12 +286,10 @@ def _merged(obligations: Iterable[Obligation]) -> tuple[Obligation, ...]:
     """The same duty of several teachers once, with all their names; those that are due first."""
     merged: dict[str, Obligation] = {}
     for obligation in obligations:
-        key = digest_of(obligation.model_dump(mode="json", exclude={"teachers", "due"}))
-        held = merged.get(key)
-        if held is not None:
-            teachers = tuple(sorted({*held.teachers, *obligation.teachers}))
-            obligation = held.model_copy(update={"teachers": teachers, "due": held.due or obligation.due})
-        merged[key] = obligation
+        key = digest_of(obligation.model_dump(mode="json", exclude={"teachers"}))
+        held = merged.get(key, obligation)
+        teachers = tuple(sorted({*held.teachers, *obligation.teachers}))
+        merged[key] = held.model_copy(update={"teachers": teachers})
     return tuple(sorted(merged.values(), key=_owing_order))
 
 

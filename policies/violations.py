@@ -89,7 +89,7 @@ def _registration(case: Case, duty: Duty) -> Iterator[Reason]:
     registered = case.listed("organisation.registrations")
     owed = all_of((case.commerce(), negate(registered)))
     if owed.holds is not False:
-        missing = owed._replace(holds=None, missing=owed.missing or frozenset({"organisation.registrations"}))
+        missing = owed._replace(missing=owed.missing or frozenset({"organisation.registrations"}))
         yield missing_reason(case, "MISSING_FACT", "review", describe(case.document, duty), duty.section, missing)
 
 
