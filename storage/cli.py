@@ -154,6 +154,8 @@ def takedown(
         click.echo(f"They were in versions {done.versions[0]} to {done.versions[1]} of the table.")
     for student in done.students:
         click.echo(f"Reached by training: {student}")
+    for checkpoint in done.checkpoints:
+        click.echo(f"Reached, unfinished: {checkpoint}")
     if done.record is not None:
         click.echo(f"Version {done.version} no longer has them; record {done.record[:12]} says why.")
         click.echo(f"Next: potstill compact {table} --purge  deletes their bytes.")

@@ -7,7 +7,8 @@ keys.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import json
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,8 @@ class Takedown:
     """What a takedown removed, or would remove, and what the removed rows had reached.
 
     `versions` are the first and last table version that held such rows; `trainings` (digests) read one of these and
-    made `students`. `record` is the digest in takedowns/, None for a dry run and when there was nothing to remove.
+    made `students`, with `checkpoints` on the way that are still there. `record` is the digest in takedowns/, None for
+    a dry run and when there was nothing to remove.
     """
 
     version: int
@@ -41,6 +43,7 @@ class Takedown:
     versions: tuple[int, int] | None
     trainings: tuple[str, ...]
     students: tuple[str, ...]
+    checkpoints: tuple[str, ...]
     record: str | None
 
 
@@ -71,6 +74,7 @@ def takedown(path: Path | str, selection: Selection, *, reason: str, dry_run: bo
             rows = {"groups": _groups(found), "keys": sorted(found.keys or ())}
             record = table.save_takedown(note | counts | rows)
         trainings, students = _reached(table, versions)
+        checkpoints = tuple(name for student in students for name in _checkpoints(Path(student), versions))
     return Takedown(
         version=version,
         rows=found.rows,
@@ -82,6 +86,7 @@ def takedown(path: Path | str, selection: Selection, *, reason: str, dry_run: bo
         versions=versions,
         trainings=trainings,
         students=students,
+        checkpoints=checkpoints,
         record=record,
     )
 
@@ -131,3 +136,15 @@ def _within(version: object, versions: tuple[int, int]) -> bool:
 def _student(training: dict[str, Any]) -> str:
     config = training.get("config")
     return str(config.get("out", "unnamed")) if isinstance(config, dict) else "unnamed"
+
+
+def _checkpoints(student: Path, versions: tuple[int, int] | None) -> list[str]:
+    """Checkpoints beside a student that name a table version within these; one that cannot be read counts too."""
+    found = []
+    for file in sorted(student.glob("checkpoint-*/potstill.json")):
+        with suppress(OSError, ValueError):
+            version = json.loads(file.read_text("utf-8")).get("table_version")
+            if versions is None or not _within(version, versions):
+                continue
+        found.append(str(file.parent))
+    return found

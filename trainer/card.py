@@ -5,34 +5,51 @@ It repeats the decision, it does not interpret it; the front matter is what mode
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from policies.decision import Decision
+from policies.discharge import card_metadata, label, licence_copies, lines_to_show, read_back, texts, training_summary
+from policies.report import printable
+from storage.evidence import folder_texts
 
 
 def write_card(folder: Path, record: dict[str, Any], decision: Decision) -> Path:
-    """README.md in the student's folder, from its training record and the decision that allowed it."""
-    path = folder / "README.md"
-    path.write_text(card(record, decision), encoding="utf-8")
-    return path
+    """README.md, LICENSE-OBLIGATIONS.md, NOTICE and decision.json in the student's folder; → the card's path.
+
+    All of them follow from the training record and the decision that allowed it. What a machine cannot write, such as
+    the licence texts to put beside the weights, is named in LICENSE-OBLIGATIONS.md.
+    """
+    files = {"README.md": card(record, decision), "decision.json": decision.to_json(), **texts(decision)}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder / "README.md"
+
+
+def still_owed(folder: Path, decision: Decision) -> list[str]:
+    """What a finished folder does not show yet, a line each; `potstill audit --student` says the same later."""
+    found = read_back(decision, folder_texts(folder))
+    known = {reason.gist for reason in decision.reasons}
+    return [f"owed: {reason.gist} ({reason.document})" for reason in found.reasons if reason.gist not in known]
 
 
 def card(record: dict[str, Any], decision: Decision) -> str:
     """The card as Markdown."""
-    facts = decision.facts.get("use", {}).get("student", {}) or {}
-    name, licence = facts.get("name") or "student", facts.get("licence")
+    name = decision.facts["use"].get("student", {}).get("name") or "student"
     teachers = sorted({material["teacher"]["model"] for material in record["materials"]})
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [distillation, potstill]"]
-    if licence:
-        known = licence if not licence.startswith("LicenseRef-") else "other"
-        head += [f"license: {known.lower()}", *([f"license_name: {licence}"] if known == "other" else [])]
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", **card_metadata(decision)}
     sections = [
-        "\n".join([*head, "---"]),
-        f"# {name}",
-        f"A student of {', '.join(teachers)}, trained on its stored soft labels; written by `potstill train`.",
+        # JSON is YAML, and its strings cannot break out of the front matter
+        "\n".join(["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---"]),
+        f"# {printable(name)}",
+        *lines_to_show(decision),
+        f"A student of {printable(', '.join(teachers))}, trained on its stored soft labels by `potstill train`. "
+        + label(decision),
         "## What is owed\n\n" + _obligations(decision),
         "## What it was made of\n\n" + _materials(record),
+        "### For the EU's summary of training content\n\n"
+        + "\n".join(f"- {printable(line)}" for line in training_summary(decision)),
         "## How\n\n" + _how(record),
     ]
     return "\n\n".join(sections) + "\n"
@@ -50,6 +67,7 @@ def _obligations(decision: Decision) -> str:
         place = f"{duty.document} {duty.section or ''}".strip()
         due = "due now" if duty.due else duty.trigger.replace("_", " ")
         lines.append(f"- {duty.text} ({place}; {due})")
+    lines += [f"- Put the licence's text in `{name}`" for name in licence_copies(decision)]
     return verdict + "\n\n" + ("\n".join(lines) or "No obligation is known to the register.")
 
 
@@ -63,6 +81,7 @@ def _materials(record: dict[str, Any]) -> str:
         name = teacher["model"] + (f" @ {teacher['revision']}" if teacher["revision"] else "")
         terms = ", ".join(material["terms"] or ()) or "none"
         cells = [name, teacher["access_path"], material["signal"], terms, material["prompt_licence"] or "unknown"]
+        cells = [printable(cell).replace("|", "\\|") for cell in cells]
         lines.append("| " + " | ".join([*cells, f"{material['rows']:,}", f"{material['tokens']:,}"]) + " |")
     return "\n".join([*lines, "", f"Table `{Path(record['table']).name}`, version {record['table_version']}."])
 

@@ -16,13 +16,22 @@ import click
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Show = Callable[[int, int, dict[str, float]], None]
+_WAIVER = click.option(
+    "--waiver",
+    "waivers",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    multiple=True,
+    help="A waiver that the policies take into account, beside those of TRAIN.toml; may be repeated.",
+)
 
 
 @click.command()
 @click.argument("settings", metavar="TRAIN.toml", type=click.Path(path_type=Path))
 @click.option("--resume", is_flag=True, help="Go on from the last finished checkpoint.")
 @click.option("--check", is_flag=True, help="Only compare the first step's gradient under other splits of its batch.")
-def train(settings: Path, resume: bool, check: bool) -> None:
+@_WAIVER
+def train(settings: Path, resume: bool, check: bool, waivers: tuple[Path, ...]) -> None:
     """Audit, align, stream, train a student.
 
     The table version is audited for the use that TRAIN.toml names before the first step: exit 3 when it is refused, 5
@@ -32,19 +41,21 @@ def train(settings: Path, resume: bool, check: bool) -> None:
     from trainer.fit import check as compare
     from trainer.fit import train as run
 
+    config = read_config(settings).waived(waivers)
     if check:
-        for split, difference in compare(read_config(settings), tell=_tell).items():
+        for split, difference in compare(config, tell=_tell).items():
             click.echo(f"split into {split}: the gradient differs by {difference:.1e} of its norm")
         return
     with _progress() as show:
-        training = run(read_config(settings), resume=resume, tell=_tell, progress=show)
+        training = run(config, resume=resume, tell=_tell, progress=show)
     click.echo(f"student in {training.out}, model card in {training.out / 'README.md'}")
     click.echo(f"training record {training.digest[:12]} in the table's trainings/")
 
 
 @click.command()
 @click.argument("settings", metavar="TRAIN.toml", type=click.Path(path_type=Path))
-def evaluate(settings: Path) -> None:
+@_WAIVER
+def evaluate(settings: Path, waivers: tuple[Path, ...]) -> None:
     """Compare the student with its teacher and a hard-label twin.
 
     Measures on the held-out rows: the student, the same student untrained, and its twin trained on hard labels only,
@@ -54,7 +65,7 @@ def evaluate(settings: Path) -> None:
     from trainer.evaluate import evaluate as run
 
     with _progress() as show:
-        report = run(read_config(settings), tell=_tell, progress=show)
+        report = run(read_config(settings).waived(waivers), tell=_tell, progress=show)
     for line in report.lines():
         click.echo(line)
     click.echo(f"{report.html}\n{report.json}")

@@ -105,6 +105,8 @@ class EvaluateSettings(Settings):
     hard_twin: bool = True
     """Train the same student on hard labels only, on the same rows and steps, and show it beside."""
     examples: int = Field(default=4, ge=0)
+    answers: int = Field(default=200, ge=0)
+    """Prompts with a reference that the students answer, to see how often they are right."""
 
 
 class TrainConfig(Settings):
