@@ -1,6 +1,6 @@
 """SQL over a table version: three views, the records, a few macros; one SELECT, within its limits of time and memory.
 
-The files are those of the log, read through Arrow, so that DuckDB itself needs no access to any file.
+The files are those of the log, which DuckDB sees through a file system of ours and no other (checked_files.py).
 """
 
 import threading
@@ -11,17 +11,18 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 
-from storage.errors import QueryFailed, QueryTimeout, TableDamaged, mapped
+from storage.checked_files import CheckedFiles
+from storage.errors import QueryFailed, QueryTimeout, StorageError, TableDamaged, mapped
 from storage.sandbox import check_query, connect, lock
-from storage.schema import REJECTS, RUNS, SOFT_LABELS, TEACHER, TIME
+from storage.schema import REJECTS, RUNS, SOFT_LABELS, TIME
 from storage.table import Table
 from storage.views import VIEWS, statements
 
 SECONDS = 600.0
 MEMORY_MB = 2048
-REPEATED = [f"teacher.{field.name}" for field in TEACHER]
+LABEL_VIEWS = {"soft_labels", "tokens", "candidates"}
+SCHEMAS = {"soft_labels": SOFT_LABELS, "runs": RUNS, "rejects": REJECTS}
 DECISIONS = pa.schema(
     [
         ("digest", pa.string()),
@@ -49,41 +50,47 @@ def sql(
     """
     table = path if isinstance(path, Table) else Table.open(path, version)
     connection = connect(f"{memory_mb}MB")
+    files = None
     with connection, _interrupted_after(connection, seconds) as timed_out:
         try:
             used = check_query(connection, query, set(VIEWS))
             with mapped(table.path):
-                lock(connection, _sources(table, used), statements())
+                sources, files = _sources(table, used)
+                lock(connection, *sources, files)
             return _result(connection, query, memory_mb)
         except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
-            raise _named(error, seconds if timed_out.is_set() else None) from error
+            raise _named(error, seconds if timed_out.is_set() else None, files) from error
 
 
-def _sources(table: Table, used: set[str]) -> dict[str, pa.Table | pads.Dataset]:
-    """What a query reads; a part of the table that it does not name is not opened."""
-    labels = {"soft_labels", "tokens", "candidates"} & used
-    return {
-        "soft_labels": dataset([f.path for f in table.files()] if labels else [], SOFT_LABELS),
-        "runs": dataset(table.run_ledger.paths() if "runs" in used else [], RUNS),
-        "rejects": dataset(table.rejects.paths() if "rejects" in used else [], REJECTS),
-        "decisions": _decisions(table) if "decisions" in used else DECISIONS.empty_table(),
-    }
+def _sources(table: Table, used: set[str]) -> tuple[tuple[dict[str, pa.Table], list[str]], CheckedFiles]:
+    """Tables and statements that make the views that a query uses, and the files they read."""
+    paths: dict[str, list[Path]] = {}
+    older = False
+    if LABEL_VIEWS & used:
+        paths["soft_labels"], older = table.files_to_query()
+    if "runs" in used:
+        paths["runs"] = table.run_ledger.paths()
+    if "rejects" in used:
+        paths["rejects"] = table.rejects.paths()
+    files = CheckedFiles([path for part in paths.values() for path in part])
+    names = iter(files.names)
+    tables, views = {"decisions": _decisions(table)} if "decisions" in used else {}, []
+    for view, part in paths.items():
+        uneven = older and view == "soft_labels"
+        if uneven or not part:
+            tables[f"empty_{view}"] = SCHEMAS[view].empty_table()
+        views.append(f"CREATE VIEW {view} AS {_scan(view, [next(names) for _ in part], uneven)}")
+    return (tables, [*views, *statements(used)]), files
 
 
-def dataset(files: list[Path], schema: pa.Schema) -> pa.Table | pads.Dataset:
-    """An Arrow dataset of exactly these files, with what repeats much read as dictionaries."""
-    if not files:
-        return schema.empty_table()
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None:
-        raise TableDamaged(f"The data file {missing} is missing: `potstill verify` names what is damaged.")
-    form = pads.ParquetFileFormat(
-        read_options=pads.ParquetReadOptions(dictionary_columns=REPEATED),
-        default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True),
-    )
-    found = pads.dataset([str(file) for file in files], format=form)
-    added = [field for field in schema if field.name not in found.schema.names]  # the first file may be an older one
-    return found.replace_schema(pa.schema([*found.schema, *added])) if added else found
+def _scan(view: str, names: list[str], uneven: bool) -> str:
+    """SQL that reads these files; where some may lack columns, by name and beside an empty table that has them all."""
+    if not names:
+        return f"FROM empty_{view}"
+    if not uneven:
+        return f"FROM read_parquet({names}, hive_partitioning = false)"
+    scan = f"FROM read_parquet({names}, hive_partitioning = false, union_by_name = true)"
+    return f"FROM empty_{view} UNION ALL BY NAME {scan}"
 
 
 def _decisions(table: Table) -> pa.Table:
@@ -133,14 +140,17 @@ def _interrupted_after(connection: Any, seconds: float) -> Iterator[threading.Ev
         watcher.join()
 
 
-def _named(error: Exception, seconds: float | None) -> QueryFailed | QueryTimeout | TableDamaged:
+def _named(error: Exception, seconds: float | None, files: CheckedFiles | None) -> StorageError:
     text = str(error).strip()
+    if files is not None and files.damage is not None:
+        return TableDamaged(files.damage)
     if seconds is not None:
         return QueryTimeout(f"The query was stopped after {seconds:g} s: filter more, or give it more time.")
     if "Out of Memory" in text or "failed to allocate" in text:
         return QueryFailed("The query needs more memory than it may use: filter more, or select fewer columns.")
     if any(
-        sign in text for sign in ("CRC checksum", "arquet magic bytes", "arquet file", "Couldn't deserialize thrift")
+        sign in text
+        for sign in ("arquet magic bytes", "arquet file", "Couldn't deserialize thrift", "TProtocolException")
     ):
         return TableDamaged(f"A data file cannot be read ({text.splitlines()[0][:200]}): run `potstill verify`.")
     return QueryFailed(f"The query failed: {text}")

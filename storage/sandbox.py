@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from storage.checked_files import CheckedFiles
 from storage.errors import QueryFailed, QueryRefused
 
 SETTINGS: dict[str, str | bool | int | float | list[str]] = {
@@ -34,8 +35,16 @@ def connect(memory: str) -> Any:
     return duckdb.connect(":memory:", config=SETTINGS | {"memory_limit": memory, "threads": threads})
 
 
-def lock(connection: Any, tables: Mapping[str, pa.Table | pads.Dataset], statements: list[str]) -> None:
-    """Register `tables`, run `statements`, then shut the connection off from all else, for good."""
+def lock(
+    connection: Any,
+    tables: Mapping[str, pa.Table | pads.Dataset],
+    statements: list[str],
+    files: CheckedFiles | None = None,
+) -> None:
+    """Register `tables` and `files`, run `statements`, then shut the connection off from all else, for good."""
+    if files is not None:
+        connection.register_filesystem(files)
+        connection.execute(f"SET allowed_paths = {files.names}")
     for name, table in tables.items():
         connection.register(name, table)
     for statement in statements:

@@ -267,6 +267,12 @@ class Table(Records):
             logged = self.log.files(self._opened())
         return [_data_file(file) for file in sorted(logged, key=lambda file: file.relative)]
 
+    def files_to_query(self) -> tuple[list[Path], bool]:
+        """The data files of this version; and whether some may be older than a column of the schema."""
+        with mapped(self.path):
+            opened = self._opened()
+            return [file.path for file in self.log.files(opened)], self.log.may_lack_columns(opened)
+
     def versions(self) -> list[Version]:
         """All versions so far, oldest first."""
         with mapped(self.path):

@@ -3,6 +3,8 @@
 Positions are taken apart by unnesting and slicing; a lambda over the whole list would copy it for every position.
 """
 
+from collections.abc import Collection
+
 VIEWS = {
     "soft_labels": "one line per teacher sequence: the columns of the table as they are stored",
     "tokens": "one line per target: position, token_id, logprob, rank, entropy, tail_mass, and its candidates as lists",
@@ -56,6 +58,7 @@ FROM (
 WHERE id <> -1"""
 
 
-def statements() -> list[str]:
-    """What defines the macros and the two computed views on a connection that has soft_labels."""
-    return [f"CREATE MACRO {macro}" for macro in MACROS.values()] + [TOKENS, CANDIDATES]
+def statements(used: Collection[str] = ("tokens", "candidates")) -> list[str]:
+    """What defines the macros, and those of the two computed views that are used, where soft_labels is."""
+    views = {"tokens": TOKENS, "candidates": CANDIDATES}
+    return [f"CREATE MACRO {macro}" for macro in MACROS.values()] + [views[name] for name in views if name in used]

@@ -1,0 +1,199 @@
+"""Parquet files as DuckDB may see them: exactly these, read only, no page before its checksum was right.
+
+DuckDB's own reader prunes and filters better than a scan through Arrow, but it checks no checksum and may write
+wherever it may read. So it gets a file system of ours instead of the disk; the price is a CRC-32 of what it reads. What
+the footer says is believed: only `verify` reads whole files.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]
+
+from storage.errors import TableDamaged
+from storage.page_header import page_header
+
+PROTOCOL = "potstill"
+_HEADER = 512
+"""A page header of ours is shorter: it holds two short bounds. Longer ones are found through the footer."""
+
+
+class CheckedFiles(AbstractFileSystem):  # type: ignore[misc]
+    """A file system that holds exactly `files`; `names`, in the same order, are what DuckDB calls them."""
+
+    protocol = PROTOCOL
+    cachable = False
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Raises TableDamaged when one is missing."""
+        super().__init__()
+        self.names = [f"{PROTOCOL}://{number}.parquet" for number in range(len(files))]
+        self.damage: str | None = None
+        self._paths = dict(zip(self.names, files, strict=True))
+        self._pages = {name: _CheckedPages() for name in self.names}
+        missing = next((file for file in files if not file.is_file()), None)
+        if missing is not None:
+            raise TableDamaged(f"The data file {missing} is missing: `potstill verify` names what is damaged.")
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> _CheckedFile:
+        """Open one of the files to read. Raises PermissionError for anything else."""
+        if mode != "rb" or path not in self._paths:
+            raise PermissionError(f"{path} cannot be opened as {mode}: the query connection only reads its table.")
+        return _CheckedFile(self, self._paths[path], self._pages[path])
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """Name, size and type of one of the files."""
+        return {"name": path, "size": self._paths[path].stat().st_size, "type": "file"}
+
+    def modified(self, path: str) -> datetime:
+        """When one of the files was written."""
+        return datetime.fromtimestamp(self._paths[path].stat().st_mtime, UTC)
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        """The file of that very name, if there is one: nothing is a pattern."""
+        return [path] if path in self._paths else []
+
+    def exists(self, path: str, **_: Any) -> bool:
+        """Whether it is one of the files."""
+        return path in self._paths
+
+
+class _CheckedPages:
+    """Which stretches of one file consist of pages whose checksum was right: in order, apart from each other."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def end_of(self, byte: int) -> int | None:
+        """End of the stretch that holds this byte."""
+        place = bisect_right(self._starts, byte) - 1
+        return self._ends[place] if place >= 0 and self._ends[place] > byte else None
+
+    def next(self, byte: int) -> int:
+        """Start of the first stretch after this byte; without one a number beyond all files."""
+        place = bisect_right(self._starts, byte)
+        return self._starts[place] if place < len(self._starts) else 2**63
+
+    def add(self, start: int, end: int) -> int:
+        """Join a stretch to those that it touches; → its end."""
+        low, high = bisect_left(self._ends, start), bisect_right(self._starts, end)
+        whole = (min(start, *self._starts[low:high]), max(end, *self._ends[low:high])) if low < high else (start, end)
+        self._starts[low:high], self._ends[low:high] = [whole[0]], [whole[1]]
+        return end
+
+
+class _CheckedFile:
+    """One opened file. DuckDB's threads share it, each with its own position."""
+
+    def __init__(self, owner: CheckedFiles, path: Path, pages: _CheckedPages) -> None:
+        self._owner, self._path, self._pages = owner, path, pages
+        self._at: dict[int, int] = {}
+        self._file = path.open("rb", buffering=0)
+        self._descriptor = self._file.fileno()
+        self._size = os.fstat(self._descriptor).st_size
+        tail = os.pread(self._descriptor, 8, max(self._size - 8, 0))
+        self._footer = self._size - 8 - int.from_bytes(tail[:4], "little")
+        if self._size < 12 or tail[4:] != b"PAR1" or self._footer < 4:
+            self._damaged("it does not end as a Parquet file does")
+
+    def __enter__(self) -> Self:
+        """Use the file, then close it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an absolute position."""
+        if whence != os.SEEK_SET:
+            raise OSError("only absolute positions are known")
+        self._at[threading.get_ident()] = position
+        return position
+
+    def tell(self) -> int:
+        """The position of this thread."""
+        return self._at.get(threading.get_ident(), 0)
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes from the position on. Raises TableDamaged when a page among them is not as it was written."""
+        start = self.tell()
+        data = os.pread(self._descriptor, size if size >= 0 else self._size - start, start)
+        with self._pages.lock:
+            at, end = max(start, 4), min(start + len(data), self._footer)  # the first four bytes are no page
+            while at < end:
+                at = self._pages.end_of(at) or self._run(at, end, start, data)
+        self._at[threading.get_ident()] = start + len(data)
+        return data
+
+    def _run(self, first: int, end: int, start: int, data: bytes) -> int:
+        """Check page after page from `first` to the end or a checked stretch, by the pages' own headers; → how far.
+
+        `data` is what lies at `start`. Where no page starts whose checksum is right, the footer is asked.
+        """
+        at, stop = first, min(end, self._pages.next(first))
+        while at < stop and (page_end := self._page(at, start, data)) is not None:
+            at = page_end
+        return self._pages.add(first, at) if at > first else self._chunk(first)
+
+    def _page(self, at: int, start: int, data: bytes) -> int | None:
+        """End of the page that starts at `at` and has the checksum that its header says, or None."""
+        header = page_header(data, at - start)
+        if header is None:  # `data` may end within it
+            start, data = at, os.pread(self._descriptor, _HEADER, at)
+            header = page_header(data)
+        if header is None or header[2] is None or start + header[1] > self._footer:
+            return None
+        first, end, checksum = header
+        page = (
+            memoryview(data)[first:end] if end <= len(data) else os.pread(self._descriptor, end - first, start + first)
+        )
+        return start + end if zlib.crc32(page) == checksum else None
+
+    def _chunk(self, byte: int) -> int:
+        """Check all pages of the column chunk that holds this byte, found in the footer; → the chunk's end."""
+        try:
+            first, size = _chunk_of(pq.read_metadata(self._path), byte)
+        except (pa.ArrowException, OSError) as error:
+            self._damaged(f"its footer cannot be read: {error}")
+        data = os.pread(self._descriptor, size, first)
+        at = 0
+        while at < size:
+            header = page_header(data, at)
+            if header is None or header[1] > size:
+                self._damaged(f"no page starts at byte {first + at}")
+            page, end, checksum = header
+            if checksum is not None and zlib.crc32(memoryview(data)[page:end]) != checksum:
+                self._damaged(f"the page at byte {first + at} has another checksum than its header says")
+            at = end
+        return self._pages.add(first, first + size)
+
+    def _damaged(self, what: str) -> NoReturn:
+        self._owner.damage = f"{self._path} was altered or cut since it was written ({what}): run `potstill verify`."
+        raise TableDamaged(self._owner.damage)
+
+
+def _chunk_of(metadata: Any, byte: int) -> tuple[int, int]:
+    """First byte and size of the column chunk that holds this byte. Raises OSError where none does."""
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            first = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+            if first <= byte < first + column.total_compressed_size:
+                return first, column.total_compressed_size
+    raise OSError(f"byte {byte} is of no column")
