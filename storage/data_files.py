@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 CANDIDATES_PER_GROUP = 2**21
 """64 rows of 512 tokens at k = 64: larger groups cost memory and shuffling speed, smaller ones only requests."""
 MOST_ROWS_PER_GROUP = 2**14
-"""Bounds the texts of a group. Of short rows fewer would make footers large: 1 M rows of 4 tokens took 52 MB at 2^12 rows
+"""Bounds the texts of a group. Fewer short rows make large footers: 1 M rows of 4 tokens took 52 MB at 2^12 rows
 a group, 43 MB at 2^14, and a filter over them half the time."""
 
 UNIQUE_TEXT = {"key", "prompt", "completion", "reasoning", "raw", "config", "response_id", "raw_sha256"}
