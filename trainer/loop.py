@@ -25,6 +25,7 @@ from trainer.checkpoint import TrainingState
 from trainer.errors import TrainError
 from trainer.forward import DistilledStudent
 from trainer.losses import LossParts
+from trainer.optimizer_state import OPTIMIZER, RANDOM, load_state, random_state, save_state, set_random_state
 from trainer.stream import SoftLabelStream
 
 DEFAULTS: dict[str, Any] = {
@@ -191,6 +192,49 @@ class DistillationTrainer(Trainer):
                 f"The weights in {resume_from_checkpoint} are not this student's; train anew without --resume."
             )
         student.tie_weights()
+
+    @property
+    def _sharded(self) -> bool:
+        """FSDP and DeepSpeed keep their state in formats of their own."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            assert self.optimizer is not None and self.lr_scheduler is not None
+            state = {"optimizer": self.optimizer.state_dict(), "schedule": self.lr_scheduler.state_dict()}
+            scaler = getattr(self.accelerator, "scaler", None)
+            save_state(Path(output_dir), OPTIMIZER, state | ({"scaler": scaler.state_dict()} if scaler else {}))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            assert self.optimizer is not None and self.lr_scheduler is not None
+            state = load_state(Path(checkpoint), OPTIMIZER)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["schedule"])
+            if "scaler" in state:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self._sharded:
+            super()._save_scaler(output_dir)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if self._sharded:
+            super()._load_scaler(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # a rank may come before the first one made it
+        save_state(Path(output_dir), f"{RANDOM}-{self.args.process_index}", random_state())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """A rank that was not there when the checkpoint was written starts with its seed's numbers."""
+        name = f"{RANDOM}-{self.args.process_index}"
+        if checkpoint is not None and (Path(checkpoint) / f"{name}.json").is_file():
+            set_random_state(load_state(Path(checkpoint), name))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Every rank's files, then the mark that they are whole, and only then older checkpoints go."""

@@ -215,10 +215,12 @@ def fits(pair: AcrossRows, row: Row, before: bytes, now: int, label: tuple[float
     pieces = [pair._pieces[i] or b"" for i in row.labels.token_ids]
     ends = np.cumsum([len(row.prompt.encode()), *map(len, pieces)]).tolist()
     logprobs = row.labels.token_logprobs
+    if now not in ends:
+        return False
     if not math.isnan(label[1]):
         last = ends.index(now)
         return any(abs(float(logprobs[start:last].sum()) - label[1]) < 1e-5 for start in range(last))
-    if len(before) not in ends or now not in ends:
+    if len(before) not in ends:
         return False
     place = ends.index(len(before))
     return ends[place + 1] == now and np.isclose(logprobs[place], label[0], equal_nan=True)
