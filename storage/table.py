@@ -87,6 +87,7 @@ class Table(Records):
         self.archive = Archive(path / "archive")
         self.log = DeltaLog(path / "soft_labels", SOFT_LABELS, "audit_group")
         self._pinned = version
+        self._pinned_log: DeltaTable | None = None
         self._keys = KeySet()
         self._indexed: set[str] = set()
         self._indexed_version = -1
@@ -119,7 +120,7 @@ class Table(Records):
         table = cls(root, version)
         if not table.log.exists():
             raise TableNotFound(f"There is no soft-label table at {root}: `potstill collect` makes one.")
-        check_metadata(table.log.open(version).metadata().configuration, str(root))
+        check_metadata(table._opened().metadata().configuration, str(root))
         if version is not None:
             table.check_not_purged()
         return table
@@ -153,7 +154,11 @@ class Table(Records):
         return check_metadata(self._opened().metadata().configuration, str(self.path))
 
     def _opened(self) -> DeltaTable:
-        return self.log.open(self._pinned)
+        if self._pinned is None:
+            return self.log.open()
+        if self._pinned_log is None:  # a version never changes
+            self._pinned_log = self.log.open(self._pinned)
+        return self._pinned_log
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -310,9 +315,8 @@ def count_tokens(table: pa.Table) -> int:
 
 
 def _key_column(file: LoggedFile) -> pa.ChunkedArray:
-    with mapped(file.path):
-        table = pq.read_table(file.path, columns=["key"], partitioning=None, page_checksum_verification=True)
-        return table.column("key")
+    with mapped(file.path), pq.ParquetFile(file.path, page_checksum_verification=True) as source:
+        return source.read(columns=["key"], use_threads=False).column("key")
 
 
 def _data_file(file: LoggedFile) -> DataFile:

@@ -2,10 +2,12 @@
 
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -32,11 +34,23 @@ class Crash(BaseException):
     """Stands for the end of the process: nothing of ours may catch it to go on."""
 
 
+SHARED_MEMORY = Path("/dev/shm")
+"""Where syncing costs nothing: what a crash of the machine would undo is not what this test is about."""
+FOLDER = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+
+
+@cache
+def empty_table():
+    folder = tempfile.TemporaryDirectory(dir=FOLDER)
+    Table.create(Path(folder.name) / "labels")
+    return folder
+
+
 class TableMachine(RuleBasedStateMachine):
     @initialize()
     def create(self):
-        self.path = Path(tempfile.mkdtemp()) / "labels"
-        Table.create(self.path)
+        self.path = Path(tempfile.mkdtemp(dir=FOLDER)) / "labels"
+        shutil.copytree(Path(empty_table().name) / "labels", self.path)
         self.handles = {"a": Table.open(self.path), "b": Table.open(self.path)}
         self.sequences = {"a": 0, "b": 0}
         self.batches = {}
@@ -125,11 +139,11 @@ class TableMachine(RuleBasedStateMachine):
 
 
 def stored_keys(path, version):
-    files = Table.open(path, version).files()
-    return [key for f in files for key in pq.read_table(f.path, columns=["key"], partitioning=None)["key"].to_pylist()]
+    files = [pq.ParquetFile(file.path) for file in Table.open(path, version).files()]
+    return [key for file in files for key in file.read(columns=["key"], use_threads=False)["key"].to_pylist()]
 
 
-TestTable = TableMachine.TestCase
+TestTable = pytest.mark.timeout(1200)(TableMachine.TestCase)
 TestTable.settings = settings(
-    max_examples=10, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
