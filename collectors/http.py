@@ -28,6 +28,7 @@ from collectors.origin import forbidden_address
 # Scoring 32k tokens at top-20 is 48 MB of JSON at 1.5 KB a token, 4,096 tokens at top-64 are 20 MB.
 MAX_BODY_BYTES = 128 * 1024 * 1024
 _HEAD_BYTES = 64 * 1024
+_BUFFER_BYTES = 256 * 1024
 
 # At the default of 16 KiB a body of 120 KB makes eight trips through four layers.
 AiohttpResponseStream.CHUNK_SIZE = 256 * 1024
@@ -115,9 +116,12 @@ class HttpSender:
         timeout_seconds: float = 300.0,
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
-        self._headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "potstill"}
-        if api_key is not None:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "potstill"}
+        self._key = (api_key or "").encode()
+        if self._key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        self._headers = httpx.Headers(headers)
+        self._json_headers = httpx.Headers(headers | {"Content-Type": "application/json"})
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30.0)
         # The transport alone: what httpx.AsyncClient adds (redirects, cookies, proxies of the environment) is not
         # wanted here, and costs as much CPU as the transport.
@@ -148,7 +152,7 @@ class HttpSender:
         return Response(
             status=response.status_code,
             headers={name.lower(): value for name, value in response.headers.items()},
-            body=body,
+            body=self._without_key(body),
             seconds=time.monotonic() - began,
         )
 
@@ -156,10 +160,12 @@ class HttpSender:
         url = self._urls.get(request.path)
         if url is None:
             url = self._urls[request.path] = httpx.URL(self._root + request.path)
-        headers = self._headers
-        if request.body is not None:
-            headers = {**headers, "Content-Type": "application/json"}
-        return httpx.Request(request.method, url, headers=headers, content=request.body, extensions=self._extensions)
+        # By its stream httpx adds no headers of its own, for the price of a parse each: aiohttp adds Host and length.
+        stream = httpx.ByteStream(request.body or b"")
+        headers = self._headers if request.body is None else self._json_headers
+        built = httpx.Request(request.method, url, headers=headers, stream=stream, extensions=self._extensions)
+        built.read()
+        return built
 
     async def _read(self, response: httpx.Response) -> bytes:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
@@ -176,12 +182,16 @@ class HttpSender:
             parts.append(part)
             size += len(part)
             if size > self._max_body_bytes:
-                head = b"".join(parts)[:_HEAD_BYTES]
+                head = self._without_key(b"".join(parts)[:_HEAD_BYTES])
                 detail = f"the body is larger than {self._max_body_bytes:,} bytes; its beginning is kept"
                 raise Rejected("body_too_large", detail, raw=head, status=response.status_code)
         if unpack is not None and not unpack.eof:
             raise TransportError(f"The packed answer of {self._root} ended early.")
         return b"".join(parts)
+
+    def _without_key(self, body: bytes) -> bytes:
+        """Bodies are kept, and some servers repeat in their errors what they were sent."""
+        return body.replace(self._key, b"[key]") if self._key and self._key in body else body
 
     def _check_whole(self, response: httpx.Response, body: bytes) -> None:
         """A body that ends with its connection may have been cut anywhere: only its JSON tells whether it is whole."""
@@ -211,8 +221,11 @@ def _session(connections: int) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(
         limit=connections, ssl=httpx.create_ssl_context(), resolver=_GuardedResolver(), keepalive_timeout=30.0
     )
-    # A cookie of one answer must not shape the next; header lines of real servers stay far below 64 KiB.
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), max_field_size=64 * 1024)
+    # A cookie of one answer must not shape the next; header lines of real servers stay far below 64 KiB. A usual body
+    # fits into the buffer: at the default of 64 KiB reading would pause in the middle of each.
+    return aiohttp.ClientSession(
+        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), max_field_size=64 * 1024, read_bufsize=_BUFFER_BYTES
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -1,10 +1,14 @@
 """Run files for tests: a llama.cpp-like server, Gemma as the teacher, prompts of our own making."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from collectors.config import RunConfig, read_run
+from tests.collectors.watched_key import KEY
+
+os.environ["POTSTILL_CANARY_KEY"] = KEY
 
 RUN = """
 table = "table"
@@ -14,6 +18,7 @@ revision = "gguf-q4_k_m"
 [endpoint]
 kind = "llamacpp"
 base_url = "{url}"
+api_key_env = "POTSTILL_CANARY_KEY"
 [limits]
 concurrency = {concurrency}
 attempts = {attempts}

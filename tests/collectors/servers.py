@@ -224,6 +224,9 @@ class TeacherServer:
             return self._json(ask, _bomb(), headers={"Content-Encoding": "gzip"})
         elif fault.startswith("http-"):
             return self._refuse(fault, ask)
+        elif fault == "echo-key":
+            message = f"you sent {request.headers['Authorization']}"
+            return self._json(ask, json.dumps({"error": {"message": message}}).encode(), status=400)
         elif fault == "redirect":
             return web.Response(status=307, headers={"Location": "http://127.0.0.2:9/elsewhere"})
         else:

@@ -68,7 +68,7 @@ def test_errors_are_one_sentence_on_stderr_with_the_documented_exit_code(tmp_pat
         (("prompts.jsonl", "none.jsonl"), 2, "none.jsonl"),
         (("google/gemma-3-270m", "nobody/unknown"), 3, "UNKNOWN_TERMS"),
         ((server.url, "http://127.0.0.1:9"), 1, "127.0.0.1:9"),
-        (("[limits]", 'api_key_env = "POTSTILL_NO_SUCH_KEY"\n[limits]'), 2, "POTSTILL_NO_SUCH_KEY"),
+        (("POTSTILL_CANARY_KEY", "POTSTILL_NO_SUCH_KEY"), 2, "POTSTILL_NO_SUCH_KEY"),
     ):
         run.write_text(text.replace(*change))
         result = potstill("collect", run)

@@ -17,7 +17,7 @@ WEEKLY = '[schedule]\ncron = "30 22 1,15 * fri"\nwindow = "22:00-06:00"\ntimezon
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     path = write_run(tmp_path / 'a "folder" of 100%', "http://127.0.0.1:8000", more=WEEKLY)
-    path.write_text(path.read_text().replace("[limits]", 'api_key_env = "A_KEY"\n[limits]'))
+    path.write_text(path.read_text().replace("POTSTILL_CANARY_KEY", "A_KEY"))
     return path
 
 

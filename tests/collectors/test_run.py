@@ -220,7 +220,7 @@ def test_a_key_never_reaches_a_file_or_a_message(tmp_path: Path, monkeypatch: py
     fault = {5: "http-400", 9: "broken-json", 13: "http-503-0"}
     with TeacherServer(lambda ask: fault.get(ask.number)) as server:
         path = write_run(tmp_path, server.url)
-        path.write_text(path.read_text().replace("[limits]", 'api_key_env = "POTSTILL_TEST_KEY"\n[limits]'))
+        path.write_text(path.read_text().replace("POTSTILL_CANARY_KEY", "POTSTILL_TEST_KEY"))
         watcher = Recorder()
         report = collect(read_run(path), watcher=watcher)
         assert all(headers.get("Authorization") == f"Bearer {canary}" for headers in server.headers)
