@@ -1,6 +1,6 @@
 """200 SIGKILLs of a collecting process, half at labelled points between send and commit, half at random instants.
 
-The run, its points and what is checked are those of tests/collectors/killing.py. A run that is done is followed by another.
+The run, its points and the checks are those of tests/collectors/killing.py. A run that is done is followed by another.
 """
 
 import random
@@ -55,7 +55,8 @@ def _text(kills: "Counter[str]", found: "Counter[str]", runs: int, seconds: floa
     fewest = min(kills[point] for point in POINTS)
     return (
         "## Collecting under SIGKILL\n\n"
-        f"{date.today()}, x86_64 with 2 cores shared with other work: {kills.total()} SIGKILLs of a collecting process\n"
+        f"{date.today()}, x86_64 with 2 cores shared with other work: {kills.total()} SIGKILLs of a collecting "
+        "process\n"
         f"with {CONCURRENCY} requests in flight, {kills['at random']} at random instants and {at_points} at the "
         f"{len(POINTS)} labelled points\nbetween send and commit ({fewest} or more at each), over {runs} runs of "
         f"{PROMPTS:,} prompts, {seconds:.0f} s. Of {found['prompts']:,} answers,\n{found['acknowledged']:,} had been "
