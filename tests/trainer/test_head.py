@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.trainer.head_memory import LargestTensor
 from tests.trainer.labels import drop_candidates, truncated
 from trainer.head import fused_distillation_loss, project
 from trainer.losses import SoftTargets, distillation_loss, student_logits
@@ -94,21 +94,6 @@ def test_all_pieces_equal_the_dense_ones() -> None:
     )
     for name, a, b in zip(one._fields, one, other, strict=True):
         assert torch.allclose(a, b), name
-
-
-class LargestTensor(TorchDispatchMode):
-    """Sees every tensor that any operation makes, in forward and backward, and keeps the largest one's size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return out
 
 
 def large(frozen: bool = False) -> tuple[Tensor, Tensor, SoftTargets]:
@@ -202,3 +187,18 @@ def test_under_gradient_checkpointing() -> None:
     plain = torch.autograd.grad(loss(hidden_ND, weight_VD), (hidden_ND, weight_VD))
     for one, other in zip(torch.autograd.grad(checkpointed, (hidden_ND, weight_VD)), plain, strict=True):
         assert torch.equal(one, other)
+
+
+def test_compiled_into_one_graph() -> None:
+    """No break in the graph, and the same gradients. Code is generated and run in benchmarks.train_head."""
+    torch._dynamo.reset()
+    hidden_ND, weight_VD, _, targets = problem(4, 2.0)
+
+    def loss(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+        objective = Objective(temperature=2.0, hard_weight=0.3)
+        return fused_distillation_loss(hidden_ND, weight_VD, targets, objective, chunk=12).loss
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(hidden_ND, weight_VD)
+    plain = torch.autograd.grad(loss(hidden_ND, weight_VD), (hidden_ND, weight_VD))
+    for one, other in zip(torch.autograd.grad(compiled, (hidden_ND, weight_VD)), plain, strict=True):
+        assert torch.allclose(one, other)

@@ -85,11 +85,11 @@ def test_packing_gives_the_gradient_of_single_rows(table: Table) -> None:
         assert_equal(gradient(list(SoftLabelStream(table, **(epoch | {"sequence_length": length})))), single)
 
 
-def run_ranks(processes: Any, world: int, table: Table, steps: int, folder: Path) -> None:
+def run_ranks(processes: Any, world: int, table: Table, steps: int, folder: Path, sharded: bool = False) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (world, port, str(table.path), OPTIONS, steps, str(folder))
+    arguments = (world, port, str(table.path), OPTIONS, steps, str(folder), sharded)
     ranks = [processes.Process(target=train_rank, args=(rank, *arguments)) for rank in range(world)]
     for rank in ranks:
         rank.start()
@@ -112,6 +112,18 @@ def test_ranks_give_the_gradient_and_the_losses_of_one_process(table: Table, pro
     assert one["stream"] == other["stream"]
     gradients = [torch.load(folder / "first_gradient.pt", weights_only=True) for folder in (split, whole)]
     assert_equal(*gradients)
+
+
+def test_shards_give_the_gradient_and_the_losses_of_one_process(table: Table, processes: Any, tmp_path: Path) -> None:
+    """FSDP2 on two ranks with gradient checkpointing: the head reads a weight that is whole in the root's forward."""
+    shards, whole = tmp_path / "shards", tmp_path / "whole"
+    for folder, world in ((shards, 2), (whole, 1)):
+        folder.mkdir()
+        run_ranks(processes, world, table, 3, folder, sharded=folder == shards)
+    one, other = (torch.load(folder / "state.pt", weights_only=True) for folder in (shards, whole))
+    assert np.allclose(one["losses"], other["losses"], rtol=0, atol=1e-9)
+    assert_equal(one["module"], other["module"])
+    assert_equal(*(torch.load(folder / "first_gradient.pt", weights_only=True) for folder in (shards, whole)))
 
 
 def test_killed_twenty_times_reads_what_one_process_reads(table: Table, processes: Any) -> None:
