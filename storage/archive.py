@@ -1,7 +1,7 @@
 """Raw responses kept beside the rows (`keep_raw = true`), so that they can be read again when a reader was mended.
 
 A Delta table of its own, one file a batch, named by its sha256; a response travels from the journal as it is,
-compressed. The price is about a tenth of the bytes that came over the wire, besides the rows.
+compressed. The price is about a sixth of the bytes that came over the wire, besides the rows.
 """
 
 import hashlib

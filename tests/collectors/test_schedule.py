@@ -248,19 +248,21 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def test_sigterm_drains_and_a_second_start_is_told_who_has_the_run(tmp_path: Path, server: TeacherServer) -> None:
-    run = write_run(tmp_path, server.url, prompts=2000, concurrency=4, more='[schedule]\ncron = "* * * * *"\n')
+    run = write_run(tmp_path, server.url, prompts=5000, concurrency=4, more='[schedule]\ncron = "* * * * *"\n')
     server.latency = 0.1
     once = start("schedule", str(run), "--once")
     wait_for(lambda: len(server.asks) > 60)
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import collectors.schedule"], cwd=ROOT, check=True)
-    usual = time.monotonic() - began
-    began = time.monotonic()
-    second = start("schedule", str(run), "--once")
-    _, errors = second.communicate(timeout=30)
-    assert second.returncode == 75, errors
-    assert str(once.pid) in errors
-    assert time.monotonic() - began < usual + 1
+    seconds = []
+    while not seconds or (min(seconds) >= 1 and len(seconds) < 4):  # other processes may slow either of the two
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import collectors.cli, collectors.schedule"], cwd=ROOT, check=True)
+        usual = time.monotonic() - began
+        second = start("schedule", str(run), "--once")
+        _, errors = second.communicate(timeout=30)
+        seconds.append(time.monotonic() - began - 2 * usual)
+        assert second.returncode == 75, errors
+        assert str(once.pid) in errors
+    assert min(seconds) < 1
     standing = start("schedule", str(run))
     assert standing.stderr is not None
     wait_for(lambda: "already running" in standing.stderr.readline())  # type: ignore[union-attr]
