@@ -146,7 +146,7 @@ def test_what_is_no_known_set_is_said(tmp_path):
             import_labels(folder, tmp_path / "labels", GEMMA)
 
 
-def test_terms_that_forbid_collecting_forbid_importing(tmp_path):
+def test_gate_at_import(tmp_path):
     closed = Provenance(teacher=Teacher(model="nobody/knows-this"), terms=("no-such-terms@2020-01-01",))
     with pytest.raises(Refused, match="Importing these labels is refused"):
         import_labels(capture(tmp_path / "capture"), tmp_path / "labels", closed)

@@ -311,3 +311,23 @@ def test_delta_readers_see_the_same_rows(table):
     table.append(make_rows(0, 5), writer="w", sequence=0)
     read = DeltaTable(table.path / "soft_labels").to_pyarrow_dataset().to_table()
     assert sorted(read["key"].to_pylist()) == sorted(keys_at(table.path))
+
+
+@pytest.mark.parametrize(
+    "unlicensed",
+    [
+        {"terms": ()},
+        {"decision": ""},
+        {"policy_bundle": ""},
+        {"collect_verdict": "deny"},
+        {"collect_verdict": "review"},
+        {"collect_verdict": ""},
+    ],
+    ids=str,
+)
+def test_gate_at_every_write(tmp_path, unlicensed):
+    """Named for the gate without which it fails: no writer gets a row in that a decision did not clear."""
+    table = Table.create(tmp_path / "labels")
+    with pytest.raises(InvalidRow, match="was not written"):
+        table.append([make_row(0), make_row(1, **unlicensed)], writer="w", sequence=0)
+    assert table.files() == [] and table.version == 0
