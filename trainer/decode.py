@@ -113,6 +113,7 @@ class Assembler:
         weight_of = np.array([self.source_weights.get(source, 1.0) for source in index.sources], dtype=np.float32)
         rows = np.array([place.row for place in placed], dtype=np.int64)
         out["weight"] = np.repeat(weight_of[index.source[rows]], index.loss_tokens[rows])
+        out["index_row"] = np.repeat(rows, index.loss_tokens[rows])
         if self.rewriter is None:
             self._to_student_ids(out)
         no_target = np.flatnonzero(out["target_ids"] < 0)

@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from storage.table import Table
+from trainer.answers import answers
+from trainer.comparison import Measured, compare, headline, ordered
 from trainer.config import TrainConfig
 from trainer.errors import TrainError
 from trainer.fit import RECORD_FILE, Tell, train
-from trainer.measure import summary, token_measures
+from trainer.heldout import describe
+from trainer.measure import token_measures
 from trainer.prepare import make_stream, make_student
 from trainer.report import write_report
-from trainer.stream import Batch
-from trainer.student import Student, load_student
-from trainer.tokenview import Example, examples
+from trainer.student import load_student
+from trainer.tokenview import examples
 
 BATCH_SIZE = 8
 
@@ -51,7 +50,7 @@ class Report:
                 f"{name:<12} {model['kl']:>7.3f} {model['nll']:>7.3f} {model['perplexity']:>11.1f} "
                 f"{model['top1_agreement']:>7.1%} {model['acceptance']:>11.1%} {model['calibration_error']:>12.1%}"
             )
-        return lines
+        return [*lines, "", *self.content["headline"]]
 
 
 def evaluate(
@@ -73,10 +72,25 @@ def evaluate(
     if config.evaluate.hard_twin and config.loss.hard_weight < 1:
         records["hard_twin"] = _twin(config, record, tell, progress)
         models["hard_twin"] = load_student(config.hard_twin().out)
-    batches = _holdout(config, table, untrained)
+    stream = make_stream(config, table, untrained, split="holdout", batch_size=BATCH_SIZE, repeat=False, pack=False)
+    batches = list(stream)
     measured = {name: token_measures(model, batches) for name, model in models.items()}
-    chosen = examples(batches, models, untrained.vocabulary.definition, count=config.evaluate.examples)
-    content = _content(config, table, measured, records, chosen)
+    rows = describe(stream.index, ordered(measured))
+    definition, most = untrained.vocabulary.definition, config.evaluate.answers
+    content = compare(
+        {
+            name: Measured(measured[name], answers(model, batches, rows, definition, most=most), _parameters(model))
+            for name, model in models.items()
+        },
+        rows,
+        table,
+    )
+    content |= _facts(config, table, records)
+    for name, one in records.items():
+        content["models"][name] |= {"seconds": one["seconds"], "steps": one["steps"]}
+    content["headline"] = headline(content)
+    shown = examples(batches, models, definition, count=config.evaluate.examples)
+    content["examples"] = [example.to_record() for example in shown]
     tell(f"measured on {content['rows']} held-out rows, {content['tokens']} tokens")
     json_path, html_path = write_report(content, config.out)
     return Report(content, html_path, json_path)
@@ -108,22 +122,14 @@ def _twin(config: TrainConfig, record: dict[str, Any], tell: Tell, progress: Any
     return train(twin, tell=tell, progress=progress).record
 
 
-def _holdout(config: TrainConfig, table: Table, student: Student) -> list[Batch]:
-    return list(make_stream(config, table, student, split="holdout", batch_size=BATCH_SIZE, repeat=False, pack=False))
+def _parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _content(
-    config: TrainConfig,
-    table: Table,
-    measured: dict[str, dict[str, NDArray[np.float64]]],
-    records: dict[str, dict[str, Any]],
-    chosen: list[Example],
-) -> dict[str, Any]:
-    models = {name: summary(tokens) for name, tokens in measured.items()}
-    for name, record in records.items():
-        models[name] |= {"seconds": record["seconds"], "steps": record["steps"]}
-    tokens = measured["student"]
-    content: dict[str, Any] = {
+def _facts(config: TrainConfig, table: Table, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Where the figures come from: table, student, decision, loss, how the trainings went."""
+    return {
+        "format": "potstill-report-1",
         "table": str(config.table),
         "table_version": table.version,
         "out": str(config.out),
@@ -131,16 +137,8 @@ def _content(
         "decision": records["student"]["decision"],
         "verdict": records["student"]["verdict"],
         "loss": config.loss.model_dump(mode="json"),
-        "rows": int(tokens["row"].max()) + 1,
-        "tokens": len(tokens["row"]),
-        "teacher": {"nll": float(np.nanmean(tokens["teacher_nll"]))},
-        "models": models,
         "curves": {name: _curve(record) for name, record in records.items()},
-        "examples": [example.to_record() for example in chosen],
     }
-    if "hard_twin" in models:
-        content["gap_closed"] = 1 - models["student"]["kl"] / models["hard_twin"]["kl"]
-    return content
 
 
 def _curve(record: dict[str, Any]) -> list[tuple[int, float]]:

@@ -21,6 +21,15 @@ from trainer.losses import SoftTargets, StudentLogits, hard_cross_entropy, stude
 from trainer.tails import student_events, teacher_events
 
 CALIBRATION_BINS = 15
+NAMES = {
+    "kl": "kl",
+    "head": "head_loss",
+    "tail": "tail_loss",
+    "acceptance": "acceptance",
+    "agrees": "top1_agreement",
+    "nll": "nll",
+}
+"""A measure of a token → what its mean is called."""
 BOOTSTRAP = 1000
 
 
@@ -28,20 +37,17 @@ BOOTSTRAP = 1000
 def token_measures(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, NDArray[np.float64]]:
     """One value per target for each measure, [N] over all batches.
 
-    `row` numbers the sequences; `kl`, `head`, `tail`, `nll`, `teacher_nll` are nats; `agrees`, `hit` 0 or 1;
-    `acceptance` is Σ min(p, q), the chance that speculative decoding keeps the student's proposal (at most: the tails
-    count as one event); `confidence` is the student's largest probability. NaN where a target has no soft labels or no
-    realised token.
+    `row` is the row of the stream's index; `kl`, `head`, `tail`, `nll`, `teacher_nll` and `entropy` (the teacher's) are
+    nats; `agrees`, `hit` 0 or 1; `acceptance` is Σ min(p, q), the chance that speculative decoding keeps the student's
+    proposal (at most: the tails count as one event); `confidence` is the student's largest probability. NaN where a
+    target has no soft labels or no realised token.
     """
     model.eval()
     columns: dict[str, list[Tensor]] = {}
-    rows = 0
     for batch in batches:
-        sequence = batch["loss_index"] // batch["input_ids"].shape[1]
-        document = batch["document_ids"].flatten()[batch["loss_index"]]
-        _, number = torch.unique(sequence * batch["document_ids"].max().add(1) + document, return_inverse=True)
-        columns.setdefault("row", []).append(number + rows)
-        rows += int(number.max()) + 1 if len(number) else 0
+        if not len(batch["loss_index"]):
+            continue
+        columns.setdefault("row", []).append(batch["index_row"])
         pieces = [_measures(targets, logits_NV) for targets, logits_NV in _chunks(model, batch)]
         found = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         if "chunk_ids" in batch:
@@ -78,6 +84,7 @@ def _measures(targets: SoftTargets, logits_NV: Tensor) -> dict[str, Tensor]:
     assert targets.target_logprobs_N is not None
     return {
         "kl": _where(soft, terms_NE.sum(-1)),
+        "entropy": _where(soft, -(log_p_NE.exp() * log_p_NE.clamp(min=-80.0)).sum(-1)),
         "head": _where(soft, terms_NE[:, :-1].sum(-1)),
         "tail": _where(soft, terms_NE[:, -1]),
         "acceptance": _where(soft, torch.minimum(log_p_NE, log_q_NE).exp().sum(-1)),
@@ -93,14 +100,14 @@ def _where(known_N: Tensor, values_N: Tensor) -> Tensor:
     return torch.where(known_N, values_N, torch.nan)
 
 
-def summary(tokens: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
-    """Means over tokens, with a 95 % interval of the KL by resampling rows (tokens of a row are not independent)."""
-    means = {name: _mean(tokens[name]) for name in ("kl", "head", "tail", "acceptance", "agrees", "nll")}
-    low, high = interval(tokens["row"], tokens["kl"])
+def summary(tokens: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Means over tokens, with 95 % intervals by resampling rows (tokens of a row are not independent)."""
+    means = {name: _mean(tokens[name]) for name in NAMES}
+    bounds = {shown: interval(tokens["row"], tokens[name]) for name, shown in NAMES.items()}
     return {
         "kl": means["kl"],
-        "kl_low": low,
-        "kl_high": high,
+        "kl_low": bounds["kl"][0],
+        "kl_high": bounds["kl"][1],
         "head_loss": means["head"],
         "tail_loss": means["tail"],
         "nll": means["nll"],
@@ -108,7 +115,17 @@ def summary(tokens: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
         "top1_agreement": means["agrees"],
         "acceptance": means["acceptance"],
         "calibration_error": calibration_error(tokens["confidence"], tokens["hit"]),
+        "intervals": {
+            **bounds,
+            "calibration_error": calibration_interval(tokens["row"], tokens["confidence"], tokens["hit"]),
+        },
     }
+
+
+def part(tokens: Mapping[str, NDArray[np.float64]], rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """The tokens of some rows of the index alone."""
+    inside = np.isin(tokens["row"], rows)
+    return {name: values[inside] for name, values in tokens.items()}
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -141,3 +158,45 @@ def calibration_error(confidence: NDArray[np.float64], hit: NDArray[np.float64])
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gap = np.bincount(bins, confidence - hit, minlength=CALIBRATION_BINS)
     return float(np.abs(gap).sum() / hit.size)
+
+
+def calibration_interval(
+    rows: NDArray[np.float64], confidence: NDArray[np.float64], hit: NDArray[np.float64], seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the calibration error, whole rows drawn with replacement."""
+    known = ~np.isnan(hit)
+    _, number = np.unique(rows[known], return_inverse=True)
+    if not number.size:
+        return float("nan"), float("nan")
+    bins = np.minimum((confidence[known] * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.zeros((int(number.max()) + 1, CALIBRATION_BINS))
+    np.add.at(gaps, (number, bins), confidence[known] - hit[known])
+    counts = np.bincount(number)
+    drawn = np.random.default_rng(seed).integers(len(gaps), size=(BOOTSTRAP // 5, len(gaps)))
+    errors = [np.abs(gaps[one].sum(axis=0)).sum() / counts[one].sum() for one in drawn]
+    low, high = np.quantile(errors, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def reliability(tokens: Mapping[str, NDArray[np.float64]]) -> list[dict[str, float]]:
+    """For ten bins of equally many tokens by confidence: how sure the student was and how often it was right."""
+    known = ~np.isnan(tokens["hit"])
+    confidence, hit = tokens["confidence"][known], tokens["hit"][known]
+    order = np.argsort(confidence, kind="stable")
+    return [
+        {"confidence": float(confidence[p].mean()), "accuracy": float(hit[p].mean()), "tokens": len(p)}
+        for p in np.array_split(order, min(10, len(order)))
+        if len(p)
+    ]
+
+
+def by_entropy(tokens: Mapping[str, NDArray[np.float64]]) -> list[dict[str, float]]:
+    """For six bins of equally many tokens by the teacher's entropy: the student's mean KL."""
+    known = ~np.isnan(tokens["kl"])
+    entropy, kl = tokens["entropy"][known], tokens["kl"][known]
+    order = np.argsort(entropy, kind="stable")
+    return [
+        {"entropy": float(entropy[p].mean()), "kl": float(kl[p].mean()), "tokens": len(p)}
+        for p in np.array_split(order, min(6, len(order)))
+        if len(p)
+    ]
