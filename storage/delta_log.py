@@ -20,6 +20,7 @@ from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction, Transaction
 
+from storage import log_sums
 from storage.data_files import Written, sync_folder
 from storage.errors import TableDamaged, VersionNotFound, mapped
 
@@ -225,6 +226,7 @@ class DeltaLog:
         finally:
             os.close(descriptor)
         sync_folder(folder)
+        log_sums.record(self.root, version)
 
 
 def _wanted(name: str) -> bool:

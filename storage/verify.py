@@ -9,7 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage import log_sums
 from storage.delta_log import LoggedFile
 from storage.errors import InvalidRecord, StorageError, mapped
 from storage.invariants import KEY, column_problem
 from storage.keys import KeySet
+from storage.ledgers import Ledger
 from storage.locks import exclusive
 from storage.schema import check_metadata, is_soft_labels
 from storage.table import DataFile, Table
@@ -41,6 +43,7 @@ class Verification:
     """What verify read, and what it found."""
 
     version: int
+    """−1 where the log is too damaged to be read."""
     files: int
     rows: int
     problems: tuple[Problem, ...]
@@ -49,20 +52,44 @@ class Verification:
 
 
 def verify(path: Path | str, version: int | None = None) -> Verification:
-    """Check every file and row of a table version, and the ledgers and records beside it.
+    """Check every file and row of a table version, its logs, and the ledgers and records beside it.
 
-    Raises only what opening the table raises; all else is reported by name.
+    Raises only what opening the table raises while its logs are whole; all else is reported by name.
     """
+    damaged = tuple(_logs(Table(Path(path).absolute())))
+    try:
+        found = _verify(path, version)
+    except Exception as error:
+        if not damaged:
+            raise
+        # what a damaged log says may fail anywhere
+        rest = Problem("soft_labels", f"nothing else could be checked: {error}")
+        return Verification(-1, 0, 0, (*damaged, rest), ())
+    return replace(found, problems=(*damaged, *found.problems))
+
+
+def _verify(path: Path | str, version: int | None) -> Verification:
     table = Table.open(path, Table.open(path, version).version)
     files = table.files()
-    checker = _RowChecker(table)
-    problems = [problem for file in files for problem in checker.file(file)]
-    for ledger in (table.groups, table.rejects, table.run_ledger):
-        problems += [p for logged in ledger.log.files(ledger.log.open()) for p in _bytes(table.path, logged)]
+    groups = _ledgers(table, table.groups)
+    others = _ledgers(table, table.rejects, table.run_ledger)
+    checker = _RowChecker(table, None if groups else table.groups.read().to_pylist())
+    problems = [problem for file in files for problem in checker.file(file)] + groups + others
     problems += [problem for file in table.archive.files() for problem in _archived(table, file)]
     problems += _records(table)
     leftovers = tuple(sorted(file.relative_to(table.path).as_posix() for file in _leftovers(table)))
     return Verification(table.version, len(files), sum(f.rows for f in files), tuple(problems), leftovers)
+
+
+def _ledgers(table: Table, *ledgers: Ledger) -> list[Problem]:
+    files = [file for ledger in ledgers for file in ledger.log.files(ledger.log.open())]
+    return [problem for file in files for problem in _bytes(table.path, file)]
+
+
+def _logs(table: Table) -> Iterator[Problem]:
+    for log in (table.log, table.groups.log, table.rejects.log, table.run_ledger.log):
+        for name, what in log_sums.damaged(log.root):
+            yield Problem(f"{log.root.name}/{name}", what)
 
 
 def repair(path: Path | str) -> list[str]:
@@ -143,12 +170,12 @@ def _time(record: dict[str, Any]) -> datetime:
 
 
 class _RowChecker:
-    """Checks data files, and keys across them."""
+    """Checks data files, and keys across them; against the lines of groups/ where these can be read."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, groups: list[dict[str, Any]] | None) -> None:
         self._table = table
         self._keys = KeySet()
-        self._groups = {line["audit_group"]: line for line in table.groups.read().to_pylist()}
+        self._groups = None if groups is None else {line["audit_group"]: line for line in groups}
         self._vocabularies: dict[str, int | None] = {}
         takedowns = _readable_takedowns(table)
         self._gone = {key: _time(record) for record in takedowns for key in record["keys"]}
@@ -200,6 +227,8 @@ class _RowChecker:
         return self._group(part, group) or column_problem(part, bits, self._vocabulary)
 
     def _group(self, part: pa.Table, group: str) -> str | None:
+        if self._groups is None:
+            return None
         facts = self._groups.get(group)
         if facts is None:
             return f"its audit group {group} is not in groups/"
