@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from storage.schema import is_soft_labels
 from trainer.errors import RowGroupLost, StreamRefused
 from trainer.order import in_holdout
 from trainer.rewriting import Rewriter
 
 SMALL_COLUMNS = ["prompt_id", "mode", "k", "logprob_space", "estimator", "prompt_source", "sampling", "label_set"]
-READ_ERRORS = (OSError, pa.ArrowException)
+READ_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
 INDEX_TYPES: dict[str, Any] = {
     "row_in_block": np.int64,
     "prompt_length": np.int64,
@@ -122,7 +123,7 @@ def build_index(
     columns += [name for name in (rewriter.columns if rewriter else ()) if name not in columns]
     label_sets: set[tuple[str, ...] | None] = set()
     for file in files:
-        for block, table in _small_tables(file, columns, damage):
+        for block, table in row_groups(file, columns, damage):
             values, changed = _row_values(table, sequence_length, rewriter)
             reason = _reasons(table, values, sequence_length, left_out_keys, temperature, modes)
             reason = np.where(reason == "", changed, reason)
@@ -158,11 +159,16 @@ class Damage:
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A data file whose pages are checked against their checksums as they are read."""
-    return pq.ParquetFile(path, page_checksum_verification=True)
+    """A data file whose pages are checked against their checksums as they are read. Raises READ_ERRORS."""
+    parquet = pq.ParquetFile(path, page_checksum_verification=True)
+    if not is_soft_labels(parquet.schema_arrow):
+        parquet.close()
+        raise pa.ArrowInvalid("its columns are not those of a soft-label table")
+    return parquet
 
 
-def _small_tables(file: DataFile, columns: list[str], damage: Damage) -> Iterator[tuple[Block, pa.Table]]:
+def row_groups(file: DataFile, columns: list[str], damage: Damage) -> Iterator[tuple[Block, pa.Table]]:
+    """Some columns of each row group of a file; what cannot be read is counted as damage."""
     try:
         parquet = open_parquet(file.path)
     except READ_ERRORS as error:

@@ -24,16 +24,16 @@ from trainer.vocabulary import COUNT_COLUMNS
 
 def make_student(config: TrainConfig, table: Table) -> Student:
     """The student before its first step; the same settings and table give the same weights."""
-    settings, where = config.student, config.data.where
+    settings, where, lost = config.student, config.data.where, config.data.quarantine
     modes = TASKS[settings.task].modes
     classifies = settings.task == "classification"
-    labels = table_labels(table, where) if classifies else ()
+    labels = table_labels(table, where, quarantine=lost) if classifies else ()
     tokenizer = None
     if not classifies or (settings.tokenizer is None and settings.from_ == "config"):
-        tokenizer = table.tokenizer(table_tokenizer(table, modes, where))
+        tokenizer = table.tokenizer(table_tokenizer(table, modes, where, quarantine=lost))
 
     def batches(columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
-        return column_batches(table, columns or COUNT_COLUMNS, modes)
+        return column_batches(table, columns or COUNT_COLUMNS, modes, quarantine=lost)
 
     return create_student(
         settings,
@@ -82,17 +82,22 @@ def prove(config: TrainConfig, table: Table, student: Student) -> AlignmentProof
     if vocabulary.rewriter is not None:
         named = "the student's own, of texts" if task == "classification" else "the student's own, by byte offsets"
     else:
-        named = f"{table_tokenizer(table, TASKS[task].modes, config.data.where)[:12]} ({how})"
+        named = f"{_tokenizer_of(config, table)[:12]} ({how})"
     mask = vocabulary.definition.mask
     return prove_alignment(
         batches,
         vocabulary=student.model.config.vocab_size,
         tokenizer=named,
-        templates=table_templates(table),
+        templates=table_templates(table, quarantine=config.data.quarantine),
         task=task,
         mask_id=None if mask is None else vocabulary.definition.vocabulary()[mask],
         classes=student.model.config.num_labels if task == "classification" else None,
     )
+
+
+def _tokenizer_of(config: TrainConfig, table: Table) -> str:
+    modes, data = TASKS[config.student.task].modes, config.data
+    return table_tokenizer(table, modes, data.where, quarantine=data.quarantine)
 
 
 def make_guide(config: TrainConfig, table: Table, student: Student) -> HiddenTeacher | None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from storage.query import sql
 from storage.table import Table
 from trainer.errors import TrainError
+from trainer.index import Damage, row_groups
 
 
 class TableUnfit(TrainError):
@@ -23,21 +23,30 @@ class TableUnfit(TrainError):
     exit_code = 2
 
 
-def column_batches(table: Table, columns: Sequence[str], modes: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
-    """The named columns of every row of the table's version, or of the rows of some modes."""
+def column_batches(
+    table: Table, columns: Sequence[str], modes: Sequence[str] = (), *, quarantine: float = 0.0
+) -> Iterator[pa.RecordBatch]:
+    """The named columns of every row of the table's version, or of the rows of some modes.
+
+    Raises RowGroupLost when more than the share `quarantine` of all rows is unreadable.
+    """
     wanted = list(columns) if not modes or "mode" in columns else [*columns, "mode"]
-    for file in table.files():
-        with pq.ParquetFile(file.path) as parquet:
-            for batch in parquet.iter_batches(columns=wanted, batch_size=1024):
+    files = table.files()
+    damage = Damage(sum(file.rows for file in files), quarantine)
+    for file in files:
+        for _, part in row_groups(file, wanted, damage):
+            for batch in part.to_batches(max_chunksize=1024):
                 yield batch.filter(pc.is_in(batch.column("mode"), pa.array(modes))) if modes else batch
 
 
-def table_tokenizer(table: Table, modes: Sequence[str] = (), where: str | None = None) -> str:
+def table_tokenizer(
+    table: Table, modes: Sequence[str] = (), where: str | None = None, *, quarantine: float = 0.0
+) -> str:
     """The sha256 of the one tokenizer that the labels were made with.
 
     Raises TableUnfit when the table is empty, when rows name no tokenizer, or when they name several.
     """
-    names = _distinct(table, "tokenizer_sha256", modes, where)
+    names = _distinct(table, "tokenizer_sha256", modes, where, quarantine)
     if len(names) == 1:
         return str(names[0])
     if not names:
@@ -48,33 +57,39 @@ def table_tokenizer(table: Table, modes: Sequence[str] = (), where: str | None =
     )
 
 
-def table_templates(table: Table) -> tuple[str, ...]:
+def table_templates(table: Table, *, quarantine: float = 0.0) -> tuple[str, ...]:
     """The sha256 of each chat template that rows were asked with."""
-    return tuple(_distinct(table, "template_sha256"))
+    return tuple(_distinct(table, "template_sha256", quarantine=quarantine))
 
 
-def table_labels(table: Table, where: str | None = None) -> tuple[str, ...]:
+def table_labels(table: Table, where: str | None = None, *, quarantine: float = 0.0) -> tuple[str, ...]:
     """The labels that a classifier learns: the one label set of the rows of classify.
 
     Raises TableUnfit when there are no such rows, or several sets.
     """
-    found = _distinct(table, "label_set", ("classify",), where)
+    found = _distinct(table, "label_set", ("classify",), where, quarantine)
     if len(found) == 1:
         return tuple(found[0])
     if not found:
-        raise TableUnfit(
-            f"{table.path} has no rows of classify to train a classifier on; collect some, or set [student] task."
-        )
+        raise TableUnfit(f"{table.path} has no rows of classify, which a classifier learns from; see [student] task.")
     raise TableUnfit(
         f"{table.path} holds {len(found)} label sets, and a classifier learns one; choose by [data] where, "
         f'for instance where = "label_set = {list(found[0])}".'
     )
 
 
-def _distinct(table: Table, column: str, modes: Sequence[str] = (), where: str | None = None) -> list[Any]:
-    """The values of a column that are not null, in order."""
-    conditions = [f"{column} IS NOT NULL"]
+def _distinct(
+    table: Table, column: str, modes: Sequence[str] = (), where: str | None = None, quarantine: float = 0.0
+) -> list[Any]:
+    """The values of a column that are not null, in order. A condition is SQL's to judge, which wants a whole table."""
+    if where is None:
+        found = [
+            value
+            for batch in column_batches(table, [column], modes, quarantine=quarantine)
+            for value in batch.column(column).drop_null().unique().to_pylist()
+        ]
+        return sorted({tuple(value) if isinstance(value, list) else value for value in found})
+    conditions = [f"{column} IS NOT NULL", f"({where})"]
     conditions += [f"mode IN ({', '.join(repr(mode) for mode in modes)})"] if modes else []
-    conditions += [f"({where})"] if where else []
     query = f"SELECT DISTINCT {column} AS value FROM soft_labels WHERE {' AND '.join(conditions)} ORDER BY value"
     return list(sql(table, query).column("value").to_pylist())

@@ -56,12 +56,12 @@ def count_tokens(
     for batch in batches:
         for name in () if of_texts_alone else ("prompt_token_ids", "token_ids"):
             values = list_values(batch.column(name))[1]
-            if values.size and (values.min() < 0 or values.max() >= size):
+            if values.size and values.max() >= size:
                 raise TokenizerError(
                     f"The table holds token id {values.max()}, but its tokenizer has {size} tokens; "
                     "the rows were collected with another tokenizer."
                 )
-            occurs[values] = True
+            occurs[values[values >= 0]] = True  # −1: a token that is not known
         for name in TEXT_COLUMNS:
             texts = [text for text in batch.column(name).to_pylist() if text]
             for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=of_texts_alone):
