@@ -55,6 +55,6 @@ def without_one(document: Document) -> Iterator[tuple[str, Document]]:
         yield f"rule {index} ({rule.code})", document.model_copy(update={"rules": rest})
     for index, duty in enumerate(document.obligations):
         if duty.trigger == "on_distribute_teacher" or duty.modality == "image" or duty.type == "separate_approval":
-            continue  # never due for a student of text, or only for the largest: test_clauses.py tries those
+            continue  # never due for a student of text, or only for the largest: test_fine_print.py tries those
         rest_duties = document.obligations[:index] + document.obligations[index + 1 :]
         yield f"duty {index} ({duty.type})", document.model_copy(update={"obligations": rest_duties})

@@ -195,3 +195,36 @@ def test_share_alike_names_the_licence_that_it_asks_for() -> None:
 def test_the_day_of_a_decision_is_the_one_given() -> None:
     decision = evaluate([material(QWEN)], use(), bundle=load_bundle(), today=date(2026, 12, 24))
     assert decision.decided_at.date() == date(2026, 12, 24)
+
+
+# --- duties that no ordinary use meets
+
+
+@pytest.mark.parametrize(
+    ("revenue", "business", "verdict"),
+    [(11e9, ["model_as_a_service"], "deny"), (9e9, ["model_as_a_service"], "review"), (11e9, ["other"], "review")],
+)
+def test_the_largest_who_sell_models_need_an_approval(revenue: float, business: list[str], verdict: str) -> None:
+    """Otherwise it is the reading alone, from secondary sources, that stops at review."""
+    of = use(annual_revenue_usd=revenue, business=business)
+    decision = decide(material("zai-org/GLM-5.3"), of)
+    assert decision.verdict == verdict
+    asked = [o.due for o in decision.obligations if o.type == "separate_approval"]
+    assert asked == [verdict == "deny"]
+    assert ("REVENUE_GATE" in stopping(decision)) == (verdict == "deny")
+
+
+def test_a_duty_on_images_does_not_reach_a_student_of_text() -> None:
+    document_ = document("mistral-commercial@2026-08-05")
+    assert "image" in {duty.modality for duty in document_.obligations}
+    decision = decide(material("mistral-large-2512#mistral-api"), use())
+    types = [duty.type for duty in document_.obligations if duty.modality == "image"]
+    assert {o.type for o in decision.obligations}.isdisjoint(types)
+
+
+def test_what_goes_with_the_teachers_own_weights_is_said_and_never_owed_by_a_student() -> None:
+    for action in ("collect", "train", "publish_dataset", "distribute_student", "host_student", "internal_use"):
+        decision = decide(material(QWEN), use(action))
+        passing_on = [o for o in decision.obligations if o.trigger == "on_distribute_teacher"]
+        assert [o.type for o in passing_on] == ["license_copy", "notice_file"]
+        assert not any(o.due for o in passing_on)
