@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 from collectors.config import RunConfig
 from collectors.errors import PolicyRefused, ReviewNeeded
 from policies.binding import binding_terms
-from policies.decision import VERDICTS, Decision
+from policies.decision import VERDICTS, Decision, Reason
 from policies.documents import load_bundle
 from policies.evaluate import evaluate
 from policies.identity import Material, Signal
@@ -94,9 +94,14 @@ def enforce(decision: Decision) -> None:
     if decision.exit_code == 0:
         return
     worst = [reason for reason in decision.reasons if reason.verdict == decision.verdict]
-    told = "; ".join(f"{reason.code}{f' ({reason.document})' if reason.document else ''}: {reason.gist.rstrip('.')}"
-                     for reason in worst[:2])  # fmt: skip
+    told = "; ".join(f"{reason.code}{_where(reason)}: {reason.gist.rstrip('.')}" for reason in worst[:2])
     ways = next((reason.fix[0] for reason in worst if reason.fix), None)
     more = f" A way out: {ways.rstrip('.')}." if ways else ""
     text = f"Policy verdict «{decision.verdict}» for {decision.action} under bundle {decision.bundle}: {told}.{more}"
     raise PolicyRefused(text) if decision.verdict == "deny" else ReviewNeeded(text)
+
+
+def _where(reason: Reason) -> str:
+    """Document and section in brackets, as far as there are any."""
+    named = ", ".join(part for part in (reason.document, reason.section) if part)
+    return f" ({named})" if named else ""

@@ -95,8 +95,6 @@ class _Run:
     async def collect(self) -> RunReport:
         """From the gate to the report."""
         config = self._config
-        for endpoint in config.pool:
-            endpoint.api_key()  # a missing key is found before anything else is done
         with ExitStack() as stack:
             held = stack.enter_context(_hold(config)) if (config.table / "soft_labels").is_dir() else None
             self._tokenizer = await asyncio.to_thread(tokenizer_of, config)
@@ -105,6 +103,8 @@ class _Run:
             summary = await asyncio.to_thread(check_prompts, config.prompts, self._start)
             check_askable(config, summary, self._tokenizer)
             self._gate = Gate(config, summary.licences)
+            for endpoint in config.pool:
+                endpoint.api_key()  # a missing key is told before anything is made or asked
             self._table = await asyncio.to_thread(Table.open_or_create, config.table)
             self._journal = stack.enter_context(_hold(config)) if held is None else held
             self._gate.open(self._table)
@@ -334,10 +334,10 @@ class _Run:
 
     def _outcome(self) -> tuple[str, str]:
         sending, counts = self._sending, self._keeper.counts
-        if self._plan is None or self._plan.planned == 0:
+        nothing = self._plan is None or self._plan.planned == 0
+        if sending is None or (nothing and not self._stop.is_set()):  # a stop may come before anything is planned
             new = counts.committed + counts.rejected
             return "done" if new else "nothing to do", "All that the run asks for is in the table."
-        assert sending is not None
         if isinstance(sending.ended_by, BudgetSpent):
             return "budget", str(sending.ended_by)
         if sending.ended_by is not None:
