@@ -122,6 +122,10 @@ class TeacherServer:
         self._ready.set()
         self._loop.run_forever()
         self._loop.run_until_complete(asyncio.wait_for(runner.cleanup(), 5))
+        left = asyncio.all_tasks(self._loop)  # those that stall
+        for task in left:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self._loop.close()
 
     def routes(self) -> list[tuple[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]]]:

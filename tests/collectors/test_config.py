@@ -103,7 +103,7 @@ def test_a_use_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
 def test_keys_come_from_the_environment_or_a_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_run(tmp_path, "http://127.0.0.1:8000")
     text = path.read_text()
-    path.write_text(text.replace("[limits]", 'api_key_env = "POTSTILL_TEST_KEY"\n[limits]'))
+    path.write_text(text.replace("POTSTILL_CANARY_KEY", "POTSTILL_TEST_KEY"))
     monkeypatch.delenv("POTSTILL_TEST_KEY", raising=False)
     with pytest.raises(KeyMissing, match="POTSTILL_TEST_KEY"):
         read_run(path).pool[0].api_key()
@@ -111,7 +111,7 @@ def test_keys_come_from_the_environment_or_a_file_only(tmp_path: Path, monkeypat
     config = read_run(path)
     assert config.pool[0].api_key() == "canary"
     assert "canary" not in repr(config) + config.model_dump_json()
-    path.write_text(text.replace("[limits]", 'api_key_file = "key.txt"\n[limits]'))
+    path.write_text(text.replace('api_key_env = "POTSTILL_CANARY_KEY"', 'api_key_file = "key.txt"'))
     with pytest.raises(KeyMissing, match=r"key\.txt"):
         read_run(path).pool[0].api_key()
     (tmp_path / "key.txt").write_text("other-canary\n")
