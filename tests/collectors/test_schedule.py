@@ -19,7 +19,8 @@ from apscheduler.schedulers import base
 from collectors import schedule as module
 from collectors.config import RunConfig
 from collectors.errors import ScheduleMissing
-from collectors.run import collect
+from collectors.progress import Silent
+from collectors.run import collect, collect_until
 from collectors.schedule import Standing, run_schedule
 from storage.query import sql
 from storage.table import Table
@@ -205,6 +206,19 @@ def test_the_error_of_one_run_is_told_and_the_others_go_on(
     process.wait_for(": done in")
     wait_for(lambda: process.code is not None)
     assert process.code == 1
+
+
+def test_a_stop_before_anything_was_planned_is_not_the_runs_end(tmp_path: Path, server: TeacherServer) -> None:
+    config = run_config(tmp_path, server.url, prompts=5)
+
+    async def stopped() -> str:
+        stop = asyncio.Event()
+        stop.set()
+        return (await collect_until(config, stop, watcher=Silent())).outcome
+
+    assert asyncio.run(stopped()) == "interrupted"
+    assert collect(config).committed == 5
+    assert asyncio.run(stopped()) == "nothing to do"
 
 
 def test_due_follows_the_record(tmp_path: Path, clock: Clock, server: TeacherServer) -> None:
