@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from storage.table import Table
 from trainer.config import TrainConfig
-from trainer.fit import make_stream, make_student
 from trainer.forward import loss_logits
 from trainer.measure import calibration_error, interval
+from trainer.prepare import make_stream, make_student
 from trainer.student import load_student
 
 DRAWS = 8
@@ -40,7 +40,7 @@ def measure(config: TrainConfig, teacher_folder: Path, students: Mapping[tuple[s
         untrained = make_student(seeded, table)
         models = {UNTRAINED: untrained.model.eval()}
         models |= {name: load_student(folder).eval() for (name, of), folder in students.items() if of == seed}
-        batches = make_stream(seeded.data, table, untrained, split="holdout", batch_size=4, repeat=False)
+        batches = make_stream(seeded, table, untrained, split="holdout", batch_size=4, repeat=False)
         found, masses = _columns(teacher, models, batches, untrained.vocabulary.id_map)
         kept += masses
         runs += [{"loss": name, "seed": seed, **_run(values)} for name, values in found.items()]

@@ -74,6 +74,8 @@ class DataSettings(Settings):
     holdout: float = Field(default=0.05, ge=0, lt=1)
     where: str | None = None
     """An SQL condition on the columns of soft_labels; rows for which it is not true are not used."""
+    leave_out: LocalPath | None = None
+    """A file with a row's key a line: rows that are not used, such as answers that a check found wrong."""
     source_weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     """What a loss token counts for by its row's prompt_source; 1 for sources that are not named."""
     quarantine: float = Field(default=0.0, ge=0, lt=1)

@@ -6,6 +6,7 @@ Each is a function of the settings and the table alone, so that both get the sam
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from storage.table import Table
 from trainer.align import AlignmentProof, prove_alignment
 from trainer.config import TrainConfig
 from trainer.hidden import HiddenTeacher, HiddenTeacherRefused, check_widths
-from trainer.reading import column_batches, table_labels, table_templates, table_tokenizer
+from trainer.reading import TableUnfit, column_batches, table_labels, table_templates, table_tokenizer
 from trainer.stream import SoftLabelStream
 from trainer.student import Student, create_student, load_student, own_tokenizer
 from trainer.task import TASKS, task_of
@@ -64,6 +65,7 @@ def make_stream(
         holdout=data.holdout,
         id_map=None if vocabulary.rewriter else vocabulary.id_map,
         unknown_id=vocabulary.definition.vocabulary().get(vocabulary.definition.unk or ""),
+        left_out=_keys(data.leave_out),
         where=data.where,
         source_weights=data.source_weights,
         quarantine=data.quarantine,
@@ -72,6 +74,18 @@ def make_stream(
         rewriter=vocabulary.rewriter,
         **options,
     )
+
+
+def _keys(path: Path | None) -> frozenset[str]:
+    """The keys in a file, a line each. Raises TableUnfit when it cannot be read."""
+    if path is None:
+        return frozenset()
+    try:
+        return frozenset(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableUnfit(
+            f"[data] leave_out {path} cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from error
 
 
 def prove(config: TrainConfig, table: Table, student: Student) -> AlignmentProof:
