@@ -208,7 +208,8 @@ def import_(
 ) -> None:
     """Bring in soft labels of DistillKit or Axolotl.
 
-    SOURCE is a DistillKit capture or a prepared Axolotl set; TABLE is made when it is missing.
+    SOURCE is a DistillKit capture or an Axolotl set, raw or prepared; TABLE is made when it is missing. A raw set has
+    chats and no token ids: it needs --tokenizer, with the chat template beside it.
     """
     from policies.identity import Teacher
     from storage.errors import mapped
@@ -220,7 +221,11 @@ def import_(
         with mapped(tokenizer):
             digest = Table.open_or_create(table).save_tokenizer(tokenizer.read_bytes())
     provenance = Provenance(
-        teacher=Teacher.parse(teacher), terms=terms, prompt_licence=prompt_licence, tokenizer_sha256=digest
+        teacher=Teacher.parse(teacher),
+        terms=terms,
+        prompt_licence=prompt_licence,
+        tokenizer_sha256=digest,
+        tokenizer=tokenizer,
     )
     done = import_labels(source, table, provenance)
     click.echo(f"{done.rows:,} rows imported, {done.duplicates:,} were there already, version {done.version}.")

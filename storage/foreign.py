@@ -1,6 +1,6 @@
-"""Data sets of soft labels that others made, as sequences in our terms: DistillKit captures, prepared Axolotl sets.
+"""Data sets of soft labels that others made, as sequences in our terms: DistillKit captures, Axolotl sets.
 
-Both store a distribution at the position that predicts the next token; here it moves to that token, its target. A shift
+A distribution that is stored at the position that predicts the next token moves to that token, its target. A shift
 by one is their users' most frequent bug, so the alignment is tried against its neighbours before anything is believed.
 """
 
@@ -21,7 +21,6 @@ from storage.distillkit import Coding, decode
 from storage.errors import ForeignDataError, mapped
 
 CONFIG = "compression_config.yaml"
-PREPARED = {"input_ids", "target_token_ids", "target_logprobs", "target_mask"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,16 +33,21 @@ class ForeignSequence:
     problem: str | None = None
 
 
-def read_foreign(path: Path) -> tuple[str, Iterator[ForeignSequence]]:
-    """The format of a data set, "distillkit" or "axolotl", and its sequences. Raises ForeignDataError for others."""
+def read_foreign(path: Path, tokenizer: Path | None = None) -> tuple[str, Iterator[ForeignSequence]]:
+    """The format of a data set, "distillkit" or "axolotl", and its sequences. Raises ForeignDataError for others.
+
+    `tokenizer` is the teacher's tokenizer.json, which a set of chats without token ids needs.
+    """
+    from storage.axolotl import axolotl  # it stands on this module
+    from storage.chat_tokens import ChatTokens
+
     if (path / CONFIG).is_file():
         return "distillkit", _distillkit(path, _coding(path / CONFIG))
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if files and files[0].suffix in (".parquet", ".jsonl"):
-        return "axolotl", _axolotl(files)
+        return "axolotl", axolotl(files, ChatTokens(tokenizer) if tokenizer is not None and _has_chats(files) else None)
     raise ForeignDataError(
-        f"{path} is neither a DistillKit capture (a folder with {CONFIG}) nor a prepared Axolotl set "
-        "(.parquet or .jsonl)."
+        f"{path} is neither a DistillKit capture (a folder with {CONFIG}) nor an Axolotl set (.parquet or .jsonl)."
     )
 
 
@@ -62,7 +66,7 @@ def _coding(path: Path) -> Coding:
 
 def _distillkit(folder: Path, coding: Coding) -> Iterator[ForeignSequence]:
     files = sorted(folder.rglob("*.parquet"))
-    for number, line in enumerate(_lines(files, ["input_ids", "compressed_logprobs", "bytepacked_indices"])):
+    for number, line in enumerate(lines(files, ["input_ids", "compressed_logprobs", "bytepacked_indices"])):
         ids = np.asarray(line["input_ids"], dtype=np.int32)
         packed = np.asarray(line["compressed_logprobs"], dtype=np.uint8)
         packed_ids = np.asarray(line["bytepacked_indices"], dtype=np.uint8)
@@ -71,28 +75,14 @@ def _distillkit(folder: Path, coding: Coding) -> Iterator[ForeignSequence]:
             continue
         # a capture has no distribution of the first token; one for the token after the last has no target
         logprobs, top_ids = decode(packed[: len(ids) - 1], packed_ids[: len(ids) - 1], coding)
-        yield _sequence(number, ids, 1, top_ids, logprobs)
+        yield labelled(number, ids, 1, top_ids, logprobs)
 
 
-def _axolotl(files: list[Path]) -> Iterator[ForeignSequence]:
-    for number, line in enumerate(_lines(files, None)):
-        if not line.keys() >= PREPARED:
-            raise ForeignDataError(
-                f"{files[0]} has no columns {', '.join(sorted(PREPARED))}: prepare the set first, `axolotl preprocess`."
-            )
-        ids = np.asarray(line["input_ids"], dtype=np.int32)
-        mask = np.atleast_1d(np.asarray(line["target_mask"], dtype=bool)[: len(ids) - 1].any(axis=1))
-        there = np.flatnonzero(mask)
-        if not len(there) or not mask[there[0] :].all():
-            yield ForeignSequence(number, ids[:1], None, "its targets are not one run of tokens to the end")
-            continue
-        part = slice(there[0], len(mask))
-        logprobs = np.asarray(line["target_logprobs"], dtype=np.float32)[part]
-        top_ids = np.asarray(line["target_token_ids"], dtype=np.int32)[part]
-        yield _sequence(number, ids, int(there[0]) + 1, top_ids, logprobs)
+def _has_chats(files: list[Path]) -> bool:
+    return "input_ids" not in next(lines(files, None), {"input_ids": None})
 
 
-def _sequence(
+def labelled(
     number: int, ids: NDArray[np.int32], first: int, top_ids: NDArray[np.int32], logprobs: NDArray[np.float32]
 ) -> ForeignSequence:
     """Labels of the targets ids[first:], candidates sorted again because an approximation may have crossed them."""
@@ -125,12 +115,13 @@ def check_alignment(sequences: list[ForeignSequence]) -> None:
         )
 
 
-def _lines(files: list[Path], columns: list[str] | None) -> Iterator[dict[str, Any]]:
+def lines(files: list[Path], columns: list[str] | None) -> Iterator[dict[str, Any]]:
+    """The records of .jsonl and .parquet files, with these columns or all. Raises ForeignDataError."""
     for file in files:
         with mapped(file):
             if file.suffix == ".jsonl":
-                with file.open(encoding="utf-8") as source:
-                    yield from (json.loads(line) for line in source if line.strip())
+                with file.open("rb") as source:
+                    yield from (_record(file, number, line) for number, line in enumerate(source, 1) if line.strip())
                 continue
             with pq.ParquetFile(file) as parquet:
                 missing = set(columns or ()) - set(parquet.schema_arrow.names)
@@ -138,3 +129,13 @@ def _lines(files: list[Path], columns: list[str] | None) -> Iterator[dict[str, A
                     raise ForeignDataError(f"{file} has no column {sorted(missing)[0]}: it is of an older format.")
                 for batch in parquet.iter_batches(batch_size=16, columns=columns):
                     yield from batch.to_pylist()
+
+
+def _record(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ForeignDataError(f"Line {number} of {file} is no JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ForeignDataError(f"Line {number} of {file} is no JSON object.")
+    return record

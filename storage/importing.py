@@ -47,14 +47,16 @@ class Provenance:
     terms: tuple[str, ...]
     prompt_licence: str | None = None
     tokenizer_sha256: str | None = None
+    tokenizer: Path | None = None
+    """The file itself, where the set has chats and no token ids; its chat template lies beside it."""
 
 
 def import_labels(source: Path, table_path: Path | str, provenance: Provenance) -> Imported:
-    """Import a DistillKit capture or a prepared Axolotl set. It may be repeated or go on after a kill.
+    """Import a DistillKit capture or an Axolotl set, raw or prepared. It may be repeated or go on after a kill.
 
     Raises ForeignDataError for a set that cannot be read or is shifted, Refused or NeedsReview by the policies.
     """
-    kind, sequences = read_foreign(source)
+    kind, sequences = read_foreign(source, provenance.tokenizer)
     bundle = load_bundle()
     material = Material(
         teacher=provenance.teacher,

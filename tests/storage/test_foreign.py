@@ -129,9 +129,15 @@ def test_a_prepared_axolotl_set_becomes_rows(tmp_path):
 
 
 def test_what_is_no_known_set_is_said(tmp_path):
-    (tmp_path / "raw.jsonl").write_text('{"messages": [], "logprobs": []}\n')
-    with pytest.raises(ForeignDataError, match="axolotl preprocess"):
-        import_labels(tmp_path / "raw.jsonl", tmp_path / "labels", GEMMA)
+    for text, message in (
+        ('{"messages": []}', "neither the columns input_ids, .* nor the column"),
+        ('{"messages": [], "logprobs": []}', "by --tokenizer, with its chat template beside it"),
+        ('{"messages": [', "Line 1 of .* is no JSON: "),
+        ("[]", "Line 1 of .* is no JSON object"),
+    ):
+        (tmp_path / "raw.jsonl").write_text(text + "\n")
+        with pytest.raises(ForeignDataError, match=message):
+            import_labels(tmp_path / "raw.jsonl", tmp_path / "labels", GEMMA)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ForeignDataError, match="neither a DistillKit capture"):
         import_labels(tmp_path / "empty", tmp_path / "labels", GEMMA)
