@@ -83,12 +83,12 @@ def _distinct(
 ) -> list[Any]:
     """The values of a column that are not null, in order. A condition is SQL's to judge, which wants a whole table."""
     if where is None:
-        found = [
-            value
-            for batch in column_batches(table, [column], modes, quarantine=quarantine)
-            for value in batch.column(column).drop_null().unique().to_pylist()
-        ]
-        return sorted({tuple(value) if isinstance(value, list) else value for value in found})
+        found: set[Any] = set()
+        for batch in column_batches(table, [column], modes, quarantine=quarantine):
+            values = batch.column(column).drop_null()
+            strings = pa.types.is_string(values.type)
+            found.update(values.unique().to_pylist() if strings else map(tuple, values.to_pylist()))
+        return sorted(found)
     conditions = [f"{column} IS NOT NULL", f"({where})"]
     conditions += [f"mode IN ({', '.join(repr(mode) for mode in modes)})"] if modes else []
     query = f"SELECT DISTINCT {column} AS value FROM soft_labels WHERE {' AND '.join(conditions)} ORDER BY value"
