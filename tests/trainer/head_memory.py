@@ -71,10 +71,10 @@ def run(name: Name, hidden_ND: Tensor, weight_VD: Tensor, targets: SoftTargets) 
         logits = student_logits(hidden_ND @ weight_VD.T, targets)
         distillation_loss(logits, targets, OBJECTIVE).loss.backward()
     else:
-        _chunked_cross_entropy(hidden_ND, weight_VD, targets.target_ids_N)
+        chunked_cross_entropy(hidden_ND, weight_VD, targets.target_ids_N)
 
 
-def _chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, ids_N: Tensor) -> None:
+def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, ids_N: Tensor) -> None:
     """Hard labels alone, with as much memory: each chunk's logits are made again in backward."""
 
     def loss(hidden_CD: Tensor, ids_C: Tensor) -> Tensor:
