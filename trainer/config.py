@@ -150,7 +150,13 @@ class TrainConfig(Settings):
     @property
     def digest(self) -> str:
         """sha256 of the settings that decide what is trained, so not of `out`, checks, or how a step is split."""
-        left_out = {"out": True, "evaluate": True, "gates": True, "waivers": True, "training": SPLITS_OF_A_STEP}
+        left_out: dict[str, Any] = {
+            "out": True,
+            "evaluate": True,
+            "gates": True,
+            "waivers": True,
+            "training": SPLITS_OF_A_STEP,
+        }
         settings = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()

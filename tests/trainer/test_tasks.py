@@ -13,6 +13,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from policies.settings import ConfigError
 from storage.table import Table
 from tests.trainer.encoders import CLASSES, WORDS, class_rows, masked_table, masked_teacher, tokenizer_bytes
 from tests.trainer.synthetic import ALLOWED, training_folder
@@ -22,6 +23,7 @@ from trainer.config import read_config
 from trainer.errors import StreamRefused
 from trainer.evaluate import evaluate
 from trainer.fit import check, train
+from trainer.hidden import HiddenTeacherRefused
 from trainer.index import build_index
 from trainer.reading import TableUnfit
 from trainer.stream import SoftLabelStream
@@ -204,6 +206,20 @@ def test_hidden_states_are_followed(tmp_path: Path) -> None:
         assert signal == ("hidden_states" if name == "with" else "top_k_logprobs")
     assert "cosine_distance" not in record["log"][0]
     assert distances["with"] < 0.8 * distances["without"]
+
+
+def test_hidden_states_that_cannot_be_followed_are_refused(tmp_path: Path) -> None:
+    masked_table(tmp_path / "table", masked_teacher(tmp_path / "teacher"), 20)
+    masked_teacher(tmp_path / "wide", hidden_size=64)
+    masked_teacher(tmp_path / "other")
+    changed = (tmp_path / "other" / "tokenizer.json").read_text(encoding="utf-8").replace('"w7"', '"w7x"')
+    (tmp_path / "other" / "tokenizer.json").write_text(changed, encoding="utf-8")
+    for folder, message in {"wide": "have 32 numbers and those of .*wide 64", "other": "not the teacher"}.items():
+        loss = f'cosine_weight = 1.0\nteacher = "{folder}"'
+        with pytest.raises(HiddenTeacherRefused, match=message):
+            train(read_config(settings(tmp_path, MASKED["config"], loss=loss)))
+    with pytest.raises(ConfigError, match="cosine_weight needs teacher"):
+        read_config(settings(tmp_path, MASKED["config"], loss="cosine_weight = 1.0"))
 
 
 @torch.no_grad()
