@@ -118,6 +118,7 @@ class Keeper:
         self._queue: asyncio.Queue[tuple[Received, asyncio.Future[None]] | None] = asyncio.Queue(_QUEUE)
         self._batch: list[Row | Reject] = []
         self._values = 0
+        self._reading: asyncio.Task[None] | None = None
         self._commit: asyncio.Task[None] | None = None
         self._sequence = max([table.committed_sequence(run_id), *journal.batches(), -1]) + 1
 
@@ -147,11 +148,12 @@ class Keeper:
                 if self._full() or loop.time() >= last + pause:
                     await self._start_commit()
                     last = loop.time()
+            await self._end_reading()
             await self._start_commit()
             await self._end_commit()
         finally:
-            if self._commit is not None:
-                await asyncio.gather(self._commit, return_exceptions=True)
+            going_on = [task for task in (self._reading, self._commit) if task is not None]
+            await asyncio.gather(*going_on, return_exceptions=True)
 
     async def _next_group(self, seconds: float) -> tuple[list[tuple[Received, asyncio.Future[None]]], bool]:
         group: list[tuple[Received, asyncio.Future[None]]] = []
@@ -171,13 +173,24 @@ class Keeper:
         return group, True
 
     async def _take(self, group: list[tuple[Received, asyncio.Future[None]]]) -> None:
+        """Journal a group while the one before it is still being read: who waits for the disk waits for no more."""
         raws = [one.raw for one, _ in group]
         await asyncio.to_thread(self._journal.record, raws)
         for _, durable in group:
             if not durable.done():  # its worker may have been cancelled meanwhile
                 durable.set_result(None)
-        outcomes = await asyncio.to_thread(self._label, raws)
-        for (one, _), outcome in zip(group, outcomes, strict=True):
+        await self._end_reading()
+        reading = self._read([one for one, _ in group])
+        self._reading = asyncio.create_task(reading)
+
+    async def _end_reading(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            await reading
+
+    async def _read(self, group: Sequence[Received]) -> None:
+        outcomes = await asyncio.to_thread(self._label, [one.raw for one in group])
+        for one, outcome in zip(group, outcomes, strict=True):
             self._settled(one, outcome)
         self._batch += outcomes
         self._values += sum(map(_values, outcomes))

@@ -110,11 +110,14 @@ def _candidates(received: Received, vocabulary: int | None) -> tuple[NDArray[np.
     if int(counts.sum()) != len(received.candidate_ids):
         raise Rejected("length_mismatch", "the candidate lists do not add up to the candidates received")
     flat = _ids(received.candidate_ids, vocabulary, lowest=-1)
+    flat_logprobs = np.array(received.candidate_logprobs, dtype=np.float64)
+    if len(counts) and (counts == counts[0]).all():  # as almost always
+        return flat.reshape(len(counts), -1), flat_logprobs.reshape(len(counts), -1)
     there = np.arange(counts.max(initial=0)) < counts[:, None]
     ids = np.full(there.shape, -1, dtype=np.int64)
     logprobs = np.full(there.shape, -np.inf)
     ids[there] = flat
-    logprobs[there] = np.array(received.candidate_logprobs, dtype=np.float64)
+    logprobs[there] = flat_logprobs
     return ids, logprobs
 
 
@@ -124,11 +127,15 @@ def _mask(
     """Take out what is no log-probability (null, NaN, −inf and its stand-ins) or has no id; and how many that were."""
     with np.errstate(invalid="ignore"):
         good = (logprobs > SENTINEL) & (ids >= 0)
+    if good.all():
+        return ids, logprobs, 0
     return np.where(good, ids, -1), np.where(good, logprobs, -np.inf), int(counts.sum() - good.sum())
 
 
 def _best_first(ids: NDArray[np.int64], logprobs: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Ties keep the order in which they were received."""
+    if (logprobs[:, 1:] <= logprobs[:, :-1]).all():
+        return ids, logprobs
     order = np.argsort(-logprobs, axis=1, kind="stable")
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(logprobs, order, axis=1)
 
@@ -142,7 +149,7 @@ def _check_repeats(ids: NDArray[np.int64]) -> None:
 
 def _check_mass(logprobs: NDArray[np.float64], token_logprobs: NDArray[np.float64]) -> None:
     with np.errstate(over="ignore"):
-        mass = np.maximum(np.exp(logprobs).sum(axis=1), np.nan_to_num(np.exp(token_logprobs)))
+        mass = np.fmax(np.exp(logprobs).sum(axis=1), np.exp(token_logprobs))
     above = mass > 1 + MASS_TOLERANCE
     if above.any():
         position = int(above.argmax())
@@ -190,6 +197,8 @@ def _without_extra(
 
     It would be cut off anyway but for masked candidates, whose place it would take.
     """
+    if not realised.any():
+        return ids, logprobs
     last = (ids >= 0).sum(axis=1, keepdims=True) - 1
     extra = realised & (np.arange(ids.shape[1]) == last)
     return np.where(extra, -1, ids), np.where(extra, -np.inf, logprobs)
@@ -199,9 +208,10 @@ def _fit(
     ids: NDArray[np.int64], logprobs: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The k best as exactly k columns."""
-    short = max(0, k - ids.shape[1])
-    ids = np.pad(ids[:, :k], ((0, 0), (0, short)), constant_values=-1)
-    return ids, np.pad(logprobs[:, :k], ((0, 0), (0, short)), constant_values=-np.inf)
+    if ids.shape[1] >= k:
+        return ids[:, :k], logprobs[:, :k]
+    shape = (len(ids), k - ids.shape[1])
+    return np.hstack([ids, np.full(shape, -1)]), np.hstack([logprobs, np.full(shape, -np.inf)])
 
 
 def _ranks(received: Received, token_ids: NDArray[np.int64], top_ids: NDArray[np.int64]) -> NDArray[np.int32]:

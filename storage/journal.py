@@ -140,7 +140,8 @@ class Journal:
 
     def record(self, responses: Sequence[RawResponse]) -> None:
         """Keep responses, all or none, synced to disk on return. Of two answers to one key the first is kept."""
-        lines = [_line(response) for response in responses]
+        packed = _compressed([response.body for response in responses])
+        lines = [_line(response, body) for response, body in zip(responses, packed, strict=True)]
         self._change(
             lambda database: database.executemany(
                 f"INSERT OR IGNORE INTO responses ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", lines
@@ -239,7 +240,16 @@ class Journal:
             return self._database.execute(query, values).fetchall()
 
 
-def _line(response: RawResponse) -> tuple[Any, ...]:
+def _compressed(bodies: Sequence[bytes]) -> list[bytes]:
+    """All in one call where that is possible: after each call a busy interpreter keeps its caller waiting."""
+    compressor = zstandard.ZstdCompressor(level=_LEVEL)
+    if not bodies or not all(bodies):  # of nothing the library makes nothing
+        return [compressor.compress(body) for body in bodies]
+    packed = compressor.multi_compress_to_buffer(list(bodies))
+    return [packed[place].tobytes() for place in range(len(packed))]
+
+
+def _line(response: RawResponse, packed: bytes) -> tuple[Any, ...]:
     usage = response.usage
     numbers = None if usage is None else [usage.prompt_tokens, usage.completion_tokens, usage.cost_usd]
     return (
@@ -249,7 +259,7 @@ def _line(response: RawResponse) -> tuple[Any, ...]:
         response.item,
         response.status,
         json.dumps(dict(response.headers)),
-        zstandard.compress(response.body, _LEVEL),
+        packed,
         response.received_at.isoformat(),
         None if numbers is None else json.dumps(numbers),
     )

@@ -25,14 +25,14 @@ _FINISH = {"eos": "stop", "word": "stop", "limit": "length"}
 _SPLIT = "llama.cpp leaves out the log-probabilities of tokens that end inside a character"
 
 
-class Candidate(msgspec.Struct):
+class Candidate(msgspec.Struct, gc=False):
     """One candidate; `logprob` is null or −3.4e38 where the probability is 0."""
 
     id: int
     logprob: float | None
 
 
-class Position(msgspec.Struct):
+class Position(msgspec.Struct, gc=False):
     """One realised token and its candidates, best first; the end-of-sequence token is among them, without bytes."""
 
     id: int

@@ -21,14 +21,14 @@ from storage.rows import Usage
 _TOKEN_ID = "token_id:"  # vLLM's --return-tokens-as-token-ids
 
 
-class _Entry(msgspec.Struct):
+class _Entry(msgspec.Struct, gc=False):
     token: str | None = None
     bytes: list[int] | None = None
     logprob: float | None = None
     id: int | None = None  # llama.cpp
 
 
-class _Position(_Entry):
+class _Position(_Entry, gc=False):
     top_logprobs: list[_Entry] = []
 
 
@@ -47,7 +47,7 @@ class _Message(msgspec.Struct):
     reasoning_content: str | None = None
 
 
-class Scored(msgspec.Struct):
+class Scored(msgspec.Struct, gc=False):
     """One entry of vLLM's `prompt_logprobs`."""
 
     logprob: float | None
