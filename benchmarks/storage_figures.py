@@ -12,6 +12,7 @@ import re
 import tempfile
 from datetime import date
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,14 @@ def _sizes(sample: Path, folder: Path) -> list[str]:
         lines.append(f"| the default with tail, realised token, its log-probability and rank | {k} | {whole:.1f} | | |")
     lines += [
         "",
-        "DistillKit's settings are coded again from its description and read by our numpy; its own code was not run.",
+        "DistillKit's settings are coded again from its description and read by our numpy; its own code is on no package",
+        "index and was not run. The aim of 15 times its decoding speed is not reached; beside this numpy it cannot be: the",
+        "same lists without any compression decode 1.4 times as fast as ours.",
+        *(
+            []
+            if find_spec("datasets")
+            else ["Hugging Face `datasets` is not installed here: its figures are left out."]
+        ),
     ]
     return [*lines, ""]
 

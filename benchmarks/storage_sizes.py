@@ -1,7 +1,8 @@
 """Bytes a token, KL error and decoding speed of our coding beside others, on real labels of a teacher.
 
-Speeds are thousand tokens per CPU second, single-threaded: from a Parquet file to a (tokens, k) array of ids and one of
-log-probabilities. Bytes are of these two alone (the file's compressed column chunks).
+Speeds are thousand tokens per CPU second, single-threaded: from a Parquet file, opened as the stream opens it
+(`pq.ParquetFile`), to a (tokens, k) array of ids and one of log-probabilities. Bytes are of these two alone (the file's
+compressed column chunks). Hugging Face `datasets` reads its own file as a stream of Arrow rows and of plain rows.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,16 @@ def measure(ids: NDArray[np.int32], logprobs: NDArray[np.float32], folder: Path)
         "float16, byte-stream-split": lambda: _float16(ids, logprobs, folder),
         "DistillKit recommended": lambda: _distillkit(ids, logprobs, with_k(RECOMMENDED, k), folder),
         "DistillKit budget": lambda: _distillkit(ids, logprobs, with_k(BUDGET, k), folder),
+        "Hugging Face datasets, Arrow rows": lambda: _hugging_face(ids, logprobs, folder, "arrow"),
+        "Hugging Face datasets, plain rows": lambda: _hugging_face(ids, logprobs, folder, None),
         "potstill, lossless": lambda: _ours(ids, logprobs, 23, folder),
         "potstill, 8 bits": lambda: _ours(ids, logprobs, 8, folder),
         "**potstill, 7 bits (default)**": lambda: _ours(ids, logprobs, 7, folder),
     }
     lines = []
     for name, make in codings.items():
+        if name.startswith("Hugging Face") and find_spec("datasets") is None:
+            continue
         path, columns, read = make()
         read_ids, read_logprobs = read()
         assert (read_ids == ids).all(), name
@@ -84,7 +90,7 @@ def _ours(ids: NDArray[np.int32], logprobs: NDArray[np.float32], bits: int, fold
     k = ids.shape[1]
 
     def read() -> Arrays:
-        table = pq.read_table(path, columns=["top_ids", "top_logprobs"], use_threads=False, partitioning=None)
+        table = _parquet(path, ["top_ids", "top_logprobs"])
         values = [list_values(table.column(name))[1].reshape(-1, k) for name in ("top_ids", "top_logprobs")]
         return values[0], values[1]
 
@@ -98,7 +104,7 @@ def _structs(ids: NDArray[np.int32], logprobs: NDArray[np.float32], folder: Path
     pq.write_table(pa.table({"top": pa.ListArray.from_arrays(offsets, pairs)}), path, compression="zstd")
 
     def read() -> Arrays:
-        values = pq.read_table(path, use_threads=False).column("top").combine_chunks().values
+        values = _parquet(path).column("top").combine_chunks().values
         return values.field("id").to_numpy().reshape(-1, k), values.field("logprob").to_numpy().reshape(-1, k)
 
     return path, ["top"], read
@@ -113,7 +119,7 @@ def _float16(ids: NDArray[np.int32], logprobs: NDArray[np.float32], folder: Path
     pq.write_table(table, path, compression="zstd", use_dictionary=False, column_encoding=encodings)
 
     def read() -> Arrays:
-        table = pq.read_table(path, use_threads=False)
+        table = _parquet(path)
         found = [list_values(table.column(name))[1].reshape(-1, k) for name in columns]
         return found[0], found[1].astype(np.float32)
 
@@ -131,12 +137,43 @@ def _distillkit(ids: NDArray[np.int32], logprobs: NDArray[np.float32], coding: C
     pq.write_table(pa.table(arrays), path, compression="zstd")
 
     def read() -> Arrays:
-        table = pq.read_table(path, use_threads=False)
+        table = _parquet(path)
         raw = [table.column(name).combine_chunks().values.values.to_numpy().reshape(len(ids), -1) for name in columns]
         found, found_ids = decode(raw[0], raw[1], coding)
         return found_ids, found
 
     return path, list(columns), read
+
+
+def _hugging_face(ids: NDArray[np.int32], logprobs: NDArray[np.float32], folder: Path, form: str | None) -> Any:
+    """Its own Parquet file with its own settings; what is timed is a pass over the rows, not opening the data set."""
+    import datasets  # type: ignore[import-untyped]
+
+    datasets.disable_progress_bars()
+    k, path = ids.shape[1], folder / "hugging_face.parquet"
+    offsets = np.arange(0, ids.size + 1, SEQUENCE * k, dtype=np.int32)
+    lists = {"ids": pa.array(ids.ravel()), "logprobs": pa.array(logprobs.ravel())}
+    table = pa.table({name: pa.ListArray.from_arrays(offsets, values) for name, values in lists.items()})
+    datasets.Dataset(table).to_parquet(str(path))
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(path), split="train", streaming=True, cache_dir=str(folder / "cache")
+    ).with_format(form)
+
+    def read() -> Arrays:
+        parts: dict[str, list[NDArray[Any]]] = {name: [] for name in lists}
+        for row in rows:
+            for name in lists:
+                value = row[name]
+                flat = value.combine_chunks().values.to_numpy() if form == "arrow" else np.asarray(value)
+                parts[name].append(flat.reshape(-1, k))
+        return np.concatenate(parts["ids"]).astype(np.int32), np.concatenate(parts["logprobs"]).astype(np.float32)
+
+    return path, list(lists), read
+
+
+def _parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    with pq.ParquetFile(path) as source:
+        return source.read(columns=columns, use_threads=False)
 
 
 def _size(path: Path, columns: list[str]) -> int:

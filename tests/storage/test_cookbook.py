@@ -42,6 +42,7 @@ def table(tmp_path_factory):
     ]
     same = {"prompt_id": "again", "completion": "The same.", "labels": rows[0].labels, "finish_reason": "length"}
     rows += [make_row(200 + n, sample_index=n, **same) for n in range(3)]
+    rows += [make_row(500 + n, completion="Yes.", reference="yes." if n else "no.") for n in range(4)]
     table.append([*rows, *make_rows(300, 5), make_row(400, labels=None, flags=("no_labels",))], writer="w", sequence=0)
     table.append_rejects([reject(1), reject(2)], writer="w", sequence=0)
     table.save_run(
@@ -80,4 +81,5 @@ def test_some_of_their_answers_are_known(table):
     assert answer(table, 10)[0]["positions"] == len(logprobs)
     assert answer(table, 16) == [{"prompt_id": "again", "samples": 3, "different": 1}]
     assert answer(table, 17)[0]["answers"] == 5
+    assert [(line["answers"], line["was_right"]) for line in answer(table, 23)] == [(4, 0.75)]
     assert answer(table, 20)[0]["responses"] == 2
