@@ -61,9 +61,9 @@ def _sizes(sample: Path, folder: Path) -> list[str]:
         lines.append(f"| the default with tail, realised token, its log-probability and rank | {k} | {whole:.1f} | | |")
     lines += [
         "",
-        "DistillKit's settings are coded again from its description and read by our numpy; its own code is on no package",
-        "index and was not run. The aim of 15 times its decoding speed is not reached; beside this numpy it cannot be: the",
-        "same lists without any compression decode 1.4 times as fast as ours.",
+        "DistillKit's settings are coded again from its description and read by our numpy; its own code is on no",
+        "package index and was not run. The aim of 15 times its decoding speed is not reached; beside this numpy it",
+        "cannot be: the same lists without any compression decode 1.4 times as fast as ours.",
         *(
             []
             if find_spec("datasets")

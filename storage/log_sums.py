@@ -6,6 +6,7 @@ A line follows its commit, so a kill in between leaves the newest entry without 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -55,10 +56,9 @@ def _sum(path: Path) -> str:
 def damaged(root: Path) -> Iterator[tuple[str, str]]:
     """Files of the log that are not what their line says, relative to `root`, and what is wrong with each."""
     path = root / SUMS
-    if not path.is_file():  # a table of an earlier potstill, before its next commit
-        return
     expected: dict[str, str] = {}
-    for line in path.read_bytes().decode("ascii", "replace").split("\n")[:-1]:
+    # a table of an earlier potstill has no sums before its next commit
+    for line in path.read_bytes().decode("ascii", "replace").split("\n")[:-1] if path.is_file() else ():
         match = _LINE.fullmatch(line)
         if match is None:
             yield SUMS, f"it was altered: {line[:100]!r} is no line of it"
@@ -69,3 +69,21 @@ def damaged(root: Path) -> Iterator[tuple[str, str]]:
             yield name, f"it is missing, though {SUMS} lists it"
         elif _sum(root / name) != digest:
             yield name, f"its content has another checksum than {SUMS} says: one of the two was altered"
+    yield from _unreadable(root, set(expected))
+
+
+def _unreadable(root: Path, known: set[str]) -> Iterator[tuple[str, str]]:
+    """Entries that have no line yet: each must be JSON and follow the one before."""
+    entries = sorted(entry for entry in (root / _LOG).glob("*.json") if entry.stem.isdigit())
+    for number, entry in enumerate(entries):
+        name = f"{_LOG}/{entry.name}"
+        if int(entry.stem) != number:
+            yield name, f"it is entry {int(entry.stem)} of the log, but entry {number} is missing"
+            return
+        if name not in known:
+            try:
+                actions = [json.loads(line) for line in entry.read_bytes().splitlines()]
+            except ValueError:
+                actions = []
+            if not actions:
+                yield name, "it is no log entry: remove it if no version is missed, or restore it"

@@ -23,7 +23,7 @@ from storage.archive import Archive
 from storage.codec import MANTISSA_BITS, list_values
 from storage.data_files import make_folder, write_data_file
 from storage.delta_log import DeltaLog, LoggedFile, NewFile, statistics
-from storage.errors import NotWritable, TableNotFound, VersionNotFound, mapped
+from storage.errors import NotWritable, TableDamaged, TableNotFound, VersionNotFound, mapped
 from storage.journal import Journal
 from storage.keys import KeySet
 from storage.ledgers import (
@@ -118,6 +118,7 @@ class Table(Records):
         """
         root = _local(path)
         table = cls(root, version)
+        _check_links(root)
         if not table.log.exists():
             raise TableNotFound(f"There is no soft-label table at {root}: `potstill collect` makes one.")
         check_metadata(table._opened().metadata().configuration, str(root))
@@ -306,6 +307,14 @@ def _local(path: Path | str) -> Path:
         if root.exists() and not root.is_dir():
             raise NotWritable(f"{root} is a file: choose a folder for the table, or a path that does not exist.")
     return root
+
+
+def _check_links(root: Path) -> None:
+    """No part of a table may be a link out of it: what is written there would leave it."""
+    with mapped(root):
+        for part in root.iterdir() if root.is_dir() else ():
+            if part.is_symlink() and not part.resolve().is_relative_to(root.resolve()):
+                raise TableDamaged(f"{part} is a link out of the table: do not use it.")
 
 
 def count_tokens(table: pa.Table) -> int:

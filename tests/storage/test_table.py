@@ -233,6 +233,16 @@ def test_a_folder_of_the_table_that_links_out_of_it_is_refused(table, tmp_path):
         table.files()
 
 
+@pytest.mark.parametrize("part", ["decisions", "groups", "journal"])
+def test_a_part_of_the_table_that_links_out_of_it_is_refused(table, tmp_path, part):
+    (tmp_path / "elsewhere").mkdir()
+    if (table.path / part).is_dir():
+        (table.path / part).rename(tmp_path / "elsewhere" / part)
+    (table.path / part).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(TableDamaged, match=f"{part} is a link out of the table"):
+        Table.open(table.path)
+
+
 def test_a_full_disk_loses_nothing(table, monkeypatch):
     """Real: a tmpfs of 3 MB. It is filled up to some bytes, so that data file, log entry or record fails."""
     script = """

@@ -1,5 +1,6 @@
 import json
 import random
+import subprocess
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 from storage.data_files import write_data_file
 from storage.delta_log import NewFile, statistics
 from storage.errors import InvalidRecord
+from storage.log_sums import SUMS
 from storage.rows import rows_to_arrow
 from storage.table import Table
 from storage.verify import repair, verify
@@ -144,3 +146,32 @@ def test_sizes_of_vocabularies():
     for bad in (b"x", b"{}", b"[]", b'{"model": {"vocab": 3}}'):
         with pytest.raises(InvalidRecord):
             vocabulary_size(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        (4, '{"add": {"path"', "is no log entry"),
+        (4, "", "is no log entry"),
+        (9, '{"commitInfo": {}}', "entry 9 of the log, but entry 4 is missing"),
+        (2, None, "is missing, though"),
+    ],
+)
+def test_a_log_entry_that_cannot_be_is_named(table, name, content, what):
+    entry = table.log.root / "_delta_log" / f"{name:020}.json"
+    entry.unlink() if content is None else entry.write_text(content)
+    found = verify(table.path).problems
+    assert any(what in problem.what and problem.path.endswith(entry.name) for problem in found), found
+
+
+def test_the_sums_of_a_log_are_what_sha256sum_reads(table):
+    done = subprocess.run(["sha256sum", "-c", SUMS], cwd=table.log.root, capture_output=True, text=True, check=True)
+    assert done.stdout.count("OK") == 4
+
+
+def test_a_commit_makes_up_for_sums_that_a_kill_left_out(table):
+    path = table.log.root / SUMS
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    assert verify(table.path).problems == ()
+    table.append(make_rows(700, 1), writer="w", sequence=7)
+    assert [line.split("/")[-1][:20] for line in path.read_text().splitlines()] == [f"{n:020}" for n in range(5)]
