@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench bench-storage bench-collect bench-seeds clean
+.PHONY: help demo test check docs bench bench-storage bench-collect bench-train bench-seeds bench-distil nightly clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,11 +30,10 @@ check: $(READY) ## ruff, mypy strict, import-linter
 docs: $(READY) ## write docs/commands/ from the commands' own --help
 	@$(BIN)/python docs/commands.py
 
-bench: bench-storage bench-collect bench-seeds ## measure everything
+bench: bench-storage bench-collect bench-train bench-seeds bench-distil ## measure everything
 
-bench-storage: $(READY) ## the table: size, speed, SIGKILLs
+bench-storage: $(READY) ## the table: size, speed
 	@$(BIN)/python -m benchmarks.storage_figures
-	@$(BIN)/python -m benchmarks.storage_kills
 
 bench-collect: $(READY) ## the whole path of a collection beside a plain client
 	@$(BIN)/python -m benchmarks.collect
@@ -42,6 +41,18 @@ bench-collect: $(READY) ## the whole path of a collection beside a plain client
 bench-seeds: $(READY) ## soft against hard labels on the table that `make demo` left, three seeds (prints)
 	@$(BIN)/python -m benchmarks.seeds
 
+bench-train: $(READY) ## the stream and the loss head beside others, and beside the limit
+	@$(BIN)/python -m benchmarks.train
+
+bench-distil: $(READY) ## what each loss is worth: Gemma 3 270M on real text, three seeds (within an hour)
+	@$(BIN)/python -m benchmarks.distil
+
+nightly: $(READY) ## slow proofs: hundreds of SIGKILLs, a minute of allowance on the true clock
+	@$(BIN)/python -m benchmarks.storage_kills
+	@$(BIN)/python -m benchmarks.collect_kills
+	@$(BIN)/python -m benchmarks.collect_rate
+	@$(BIN)/python -m benchmarks.train_kills
+
 clean: ## remove the virtual environment, caches and what the demo made
-	rm -rf .venv build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build demo bench *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -40,7 +40,7 @@ model = "google/gemma-3-270m"
 revision = "gguf-q4_k_m"
 [endpoint]
 kind = "local"
-served_model = "teacher"
+model_path = "teacher"
 [prompts]
 path = "prompts.jsonl"
 [ask]
@@ -105,19 +105,7 @@ def main() -> None:
 
 def _teacher(folder: Path) -> None:
     """The weights of the GGUF as bfloat16 safetensors, which transformers reads in a second."""
-    if (folder / "config.json").is_file():
-        return
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from collectors.providers.embedded import default_gguf
-
-    gguf = default_gguf()
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    model.hf_quantizer = None
-    model.config.__dict__.pop("quantization_config", None)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    model.save_pretrained(folder)
+    subprocess.run([sys.executable, FOLDER.parents[1] / "examples" / "recipes" / "gemma.py", folder], check=True)
 
 
 def _collect(passages: int) -> None:
