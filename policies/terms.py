@@ -85,12 +85,14 @@ def _binds(document: Document) -> list[str]:
 
 
 def render_document(document: Document, today: date) -> RenderableType:
-    """One document whole."""
+    """One document whole; what does not fit a line goes on under its own beginning."""
     from rich.console import Group
+    from rich.padding import Padding
     from rich.text import Text
 
-    lines = [Text(line, style=style, overflow="fold") for line, style in _lines(document, today)]
-    return Group(*lines)
+    lines = [(line.lstrip(), style, len(line) - len(line.lstrip())) for line, style in _lines(document, today)]
+    texts = [(Text(line, style, overflow="fold"), (0, 0, 0, indent)) for line, style, indent in lines]
+    return Group(*(Padding(text, room, expand=False) for text, room in texts))
 
 
 def _lines(document: Document, today: date) -> Iterator[tuple[str, str]]:

@@ -132,9 +132,13 @@ def check_waivers(waivers: Iterable[Waiver], bundle: Bundle, today: date) -> Non
 
 
 def apply_waivers(finding: Finding, case: Case, waivers: Sequence[Waiver], today: date) -> Finding:
-    """What is left of a document's reasons once the waivers that fit have spoken."""
+    """What is left of a document's reasons once the waivers that fit have spoken.
+
+    Those in force speak before those that ran out, and permissions before accepted risks, so that neither the order
+    in which they are given nor one that says nothing new changes what comes out.
+    """
     reasons = list(finding.reasons)
-    for waiver in waivers:
+    for waiver in sorted(waivers, key=lambda w: (w.valid_until < today, w.kind, w.digest)):
         if waiver.document != case.document.name or case.use.action not in waiver.actions:
             continue
         if waiver.teachers and case.teacher.label not in waiver.teachers:

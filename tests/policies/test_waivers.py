@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,17 @@ def test_the_licensors_permission_lifts_a_ban() -> None:
     assert applied.facts["waiver"] == waiver().digest
     assert decision.facts["waivers"] == [waiver().record()]
     assert Waiver.from_record(decision.facts["waivers"][0]) == waiver()
+
+
+def test_the_order_of_waivers_does_not_matter() -> None:
+    two = waiver(), waiver(valid_until=date(2027, 3, 1))
+    assert decide(*two).digest == decide(*two[::-1]).digest
+    assert len(decide(*two).facts["waivers"]) == 2
+    risk, expired = waiver(kind="internal_risk_acceptance"), waiver(valid_until=TODAY - timedelta(days=1))
+    for other in (risk, expired):
+        for order in ((waiver(), other), (other, waiver())):
+            assert decide(*order).verdict == "conditional"
+            assert not {"WAIVER_CLASS_FORBIDDEN", "WAIVER_EXPIRED"} & set(codes(decide(*order)))
 
 
 def test_an_accepted_risk_never_lifts_a_ban() -> None:
