@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainer.across import AcrossRows as AcrossRows
+    from trainer.classify import TextRows as TextRows
     from trainer.errors import LossRefused as LossRefused
     from trainer.errors import RowGroupLost as RowGroupLost
     from trainer.errors import StreamRefused as StreamRefused
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from trainer.stream import SoftLabelStream as SoftLabelStream
 
 _HOME = {
+    "AcrossRows": "trainer.across",
     "LossParts": "trainer.losses",
     "LossRefused": "trainer.errors",
     "Objective": "trainer.objective",
@@ -29,6 +32,7 @@ _HOME = {
     "SoftLabelStream": "trainer.stream",
     "SoftTargets": "trainer.losses",
     "StreamRefused": "trainer.errors",
+    "TextRows": "trainer.classify",
     "TrainError": "trainer.errors",
     "distillation_loss": "trainer.losses",
     "fused_distillation_loss": "trainer.head",

@@ -93,7 +93,7 @@ class Assembler:
         k = max(int(index.k[everything].max()), 1) + (1 if self.rewriter and self.rewriter.chunks else 0)
         mine = packs[share]
         placed = [place for place in _places(index, mine) if place.columns is not None]
-        out = _empty_batch(len(mine), width, sum(place.count for place in placed), k)
+        out = _empty_batch(len(mine), width, sum(place.loss_tokens for place in placed), k)
         if self.rewriter is not None or any(place.k != k for place in placed):
             out["top_ids"].fill(-1)
             out["top_logprobs"].fill(-np.inf)
@@ -155,7 +155,7 @@ class _Place(NamedTuple):
     prompt: int
     slots: int
     skipped: int
-    count: int
+    loss_tokens: int
     k: int
 
 
@@ -198,7 +198,7 @@ def _fill_rewritten(
     out: dict[str, NDArray[Any]], index: RowIndex, place: _Place, first: int, rewriter: Rewriter
 ) -> int:
     """As `_fill`, for a row that is made again in the student's tokens."""
-    slots, count = place.slots, place.count
+    slots, count = place.slots, place.loss_tokens
     made = rewriter.row(place.columns, place.i, place.k, slots)
     here = (place.sequence, slice(place.slot, place.slot + slots))
     out["input_ids"][here], out["position_ids"][here] = made.input_ids, np.arange(slots)
