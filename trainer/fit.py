@@ -99,6 +99,8 @@ def train(
             provenance=provenance,
             callbacks=[Progress(progress)],
         )
+        if trainer.args.should_save:
+            _announce(config, table, decision)
         _run(trainer, found, tell)
         record = _record(config, table, decision, student, proof, trainer, time.monotonic() - started)
         training = _finish(config, table, decision, student, record, trainer)
@@ -177,6 +179,13 @@ def _describe(student: Student) -> list[str]:
     return [made] if use is None else [made, use.line()]
 
 
+def _announce(config: TrainConfig, table: Table, decision: Decision) -> None:
+    """Tell the table before the first step: a takedown must reach the checkpoints of a training that never ended."""
+    record = {"outcome": "started", "table_version": table.version, "decision": decision.digest}
+    settings = {"config": config.model_dump(mode="json", by_alias=True), "config_digest": config.digest}
+    Table.open(config.table).save_training(record | settings)
+
+
 def _record(
     config: TrainConfig,
     table: Table,
@@ -188,6 +197,7 @@ def _record(
 ) -> dict[str, Any]:
     """The bill of materials: what went in, under which terms, and what came out."""
     return {
+        "outcome": "finished",
         "table": str(config.table),
         "table_version": table.version,
         "decision": decision.digest,

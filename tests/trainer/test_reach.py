@@ -70,6 +70,21 @@ def test_a_takedown_reaches_the_student_that_was_trained_before_it(table: Table,
     assert (again.rows, again.students) == (0, ())
 
 
+def test_a_training_that_never_ended_is_reached_by_its_checkpoints(tmp_path: Path) -> None:
+    MarkovTeacher().table(tmp_path / "table", 12)
+    config = read_config(training_folder(tmp_path, steps=40))
+
+    def interrupt(step: int, steps: int, logs: dict[str, float]) -> None:
+        if step >= 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=interrupt)
+    looked = takedown(config.table, Selection(terms="gemma-tou"), reason="", dry_run=True)
+    assert looked.students == (str(config.out),)
+    assert looked.checkpoints == (str(config.out / "checkpoint-20"),)
+
+
 def _model_of(table: Table, group: str) -> str:
     lines = table.groups.read().to_pylist()
     return next(line["model"] for line in lines if line["audit_group"] == group)
