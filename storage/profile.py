@@ -13,11 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from storage.errors import EmptyTable, StorageError
 from storage.profile_against import Against, Plan, compare_with
-from storage.profile_embed import Features, chosen, dense
+from storage.profile_embed import Features, chosen, dense, of_candidates
 from storage.profile_labels import Choice, RowMeasures, TokenSample, as_numbers, choices, measure
 from storage.profile_outliers import GroupShift, group_shifts, other_teacher, strange_subject
 from storage.profile_read import ROWS, Text, rows, text
@@ -208,11 +206,20 @@ def _findings(seen: _Seen, shifts: Sequence[GroupShift], features: Any) -> list[
             why["truncated"][number] = "finish_reason length"
         if one.flags:
             why["flagged"][number] = ", ".join(one.flags)
-    strange = strange_subject(dense([f"{t.prompt} {t.answer}" for t in texts], features))
-    why["strange_subject"] = {int(n): repr((texts[n].prompt or texts[n].answer)[:60]) for n in np.flatnonzero(strange)}
+    why["strange_subject"] = _strange(seen, features)
     why["other_teacher"] = _other_teacher(seen, shifts)
     of = {"other_teacher": len(seen.measures)}
     return [_finding(kind, why[kind], of.get(kind, len(texts)), texts) for kind in KINDS]
+
+
+def _strange(seen: _Seen, features: Any) -> dict[int, str]:
+    """By prompt, by prompt and answer, and where every row has labels by what the teacher considered."""
+    texts = seen.texts
+    written = [[t.prompt or t.answer for t in texts], [f"{t.prompt} {t.answer}" for t in texts]]
+    spaces = [dense(one, features) for one in written]
+    if len(seen.measures) == len(texts):
+        spaces.append(of_candidates([one.ids for one in seen.measures]))
+    return strange_subject(spaces, [dict(t.source) | ({"domain": t.domain} if t.domain else {}) for t in texts])
 
 
 def _twins(written: Sequence[str], of: Sequence[str], texts: Sequence[Text]) -> dict[int, str]:

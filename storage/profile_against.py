@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from storage.errors import StorageError, mapped
 from storage.profile_embed import dense, sparse
-from storage.profile_outliers import far_out_beyond
+from storage.profile_outliers import OUTER, tail_scale
 from storage.profile_read import Text
 from storage.profile_reference import Estimate, wilson
 from storage.profile_text import words
@@ -34,6 +34,8 @@ EXAMPLES = 3
 TELLS_APART = 0.6
 """From this lower bound of the AUC on, a profile warns: below it a difference is certain but small."""
 RARE = 4.0
+STRAY = 1e-3
+"""The share of production's prompts that would have no near neighbour among the others of production itself."""
 
 
 class PromptsUnreadable(StorageError):
@@ -92,11 +94,11 @@ class Against:
 
     @property
     def warn(self) -> bool:
-        """Whether a person should look."""
+        """Whether a person should look: only at what the intervals make certain."""
         return (
             self.auc.low > TELLS_APART
-            or self.coverage.value <= 0.99
-            or self.foreign.value >= 0.01
+            or self.coverage.high < 0.99
+            or self.foreign.low > 0.01
             or any(cluster.lacks == "table" for cluster in self.clusters)
         )
 
@@ -141,7 +143,8 @@ def compare_with(
     pool = [] if plan is None else read_prompts(plan.pool)[:POOL]
     vectors = dense([*ours, *theirs, *(text for text, _ in pool)], features)
     ours_v, theirs_v, pool_v = np.split(vectors, [len(ours), len(ours) + len(theirs)])
-    reach = far_out_beyond(_nearest(theirs_v, theirs_v, itself=True))
+    outer, scale = tail_scale(_nearest(theirs_v, theirs_v, itself=True))
+    reach = outer + scale * np.log((1 - OUTER) / STRAY)
     covered = _nearest(theirs_v, ours_v) <= reach
     foreign = _nearest(ours_v, theirs_v) > reach
     order = np.argsort(-_nearest(theirs_v, ours_v))

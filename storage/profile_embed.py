@@ -64,6 +64,19 @@ def dense(texts: Sequence[str], features: Literal["ngrams", "embeddings"]) -> ND
     return _unit(_projected(sparse(texts)))
 
 
+def of_candidates(candidates: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+    """Unit vectors of what a teacher considered: the ids of its candidates in each row, weighted by rarity."""
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    ids = [np.unique(row[row >= 0]) for row in candidates]
+    offsets = np.cumsum([0, *(len(row) for row in ids)])
+    columns = np.concatenate(ids)
+    size = (len(ids), int(columns.max(initial=0)) + 1)
+    bag = csr_matrix((np.ones(len(columns)), columns, offsets), shape=size)
+    return _unit(_projected(TfidfTransformer().fit_transform(bag)))
+
+
 def _projected(matrix: Any) -> NDArray[np.float32]:
     """Latent semantic analysis on at most 1,500 rows (the eigenvectors of their scalar products), then of all rows."""
     from scipy.linalg import eigh

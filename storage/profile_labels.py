@@ -24,6 +24,8 @@ BINS = np.linspace(0.25, 5.0, 20)
 """Edges of entropy, nats, within which tokens are compared: how a teacher spreads its mass at a given uncertainty."""
 SAMPLE_CANDIDATES = 2**21
 SHAPES = ("tail", "slope")
+CONSIDERED = 10
+"""Candidates a token whose ids are kept: what the teacher thought of, many times the words that it wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def measure(number: int, labels: Labels) -> RowMeasures | None:
         best=float(chance[:, 0].sum()),
         hits=float(hit[:, 0].sum()),
         shapes=_shapes(labels, bits),
-        ids=np.unique(labels.top_ids[:, :5]),
+        ids=np.unique(labels.top_ids[:, :CONSIDERED]),
     )
 
 

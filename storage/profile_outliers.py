@@ -1,14 +1,16 @@
 """Rows that another teacher may have made, and rows of a subject that the rest of the table knows nothing of.
 
-Both ask how far a row lies from the bulk, and how far is far is taken from the bulk itself: the outer part of the
-distances, without the outermost 5 %, is continued as an exponential, and what lies beyond the place where it leaves
-one row in a thousand is far out. So there is no threshold on any scale, and up to 5 % of strange rows cannot hide
-themselves; more than that are no outliers but a second half of the table, which the comparison of groups sees.
+Both ask whether more rows lie far out than the tail of the others leads one to expect. The tail is taken from the table
+itself (from its 80 % to its 95 % quantile, continued as an exponential), so there is no threshold on any scale; rows
+count when so many beyond one place are a chance of one in a hundred for the whole table, and at most a tenth of them
+are expected there. Up to 5 % of strange rows cannot hide themselves that way; more than that are a second half of the
+table, which the comparison of groups sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,24 +20,39 @@ from numpy.typing import NDArray
 from storage.profile_labels import RowMeasures, as_numbers
 
 LEAST_ROWS = 40
-LEFT = 1e-3
-"""Of the rows of a clean table this share would be called far out."""
-NEIGHBOURS = 0.05
-"""A subject smaller than this share of the rows can be strange; its own rows do not count as neighbours."""
+INNER, OUTER = 0.8, 0.95
+ALPHA = 0.01
+NEAREST = 0.02, 0.1
 LEAST_GROUP = 5
-SURE = 6.0
+SURE = 5.0
 LARGE = 1.0
+CERTAIN = 4.0
+"""One group in 30,000 of a sound table lies so far out by chance."""
 
 
-def far_out_beyond(distances: NDArray[np.float64]) -> float:
-    """The distance beyond which one row in a thousand would lie, if the tail went on as it begins."""
-    inner, outer = np.quantile(distances, [0.8, 0.95])
-    return float(outer + (outer - inner) / np.log(0.2 / 0.05) * np.log(0.05 / LEFT))
+def tail_scale(distances: NDArray[np.float64]) -> tuple[float, float]:
+    """(95 % quantile, scale) of the exponential that the tail goes on as."""
+    inner, outer = np.quantile(distances, [INNER, OUTER])
+    return float(outer), float(max(outer - inner, 1e-9) / np.log((1 - INNER) / (1 - OUTER)))
 
 
-def far_out(distances: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of the distances lie beyond that."""
-    return np.asarray(distances > far_out_beyond(distances))
+def far_out(distances: NDArray[np.float64], tests: int = 1) -> NDArray[np.bool_]:
+    """Which rows are more than can be expected so far out: none, or two or more. `tests` such questions are asked."""
+    outer, scale = tail_scale(distances)
+    order = np.argsort(-distances, kind="stable")
+    most = int((1 - OUTER) * len(distances))
+    for count in range(most, 1, -1):
+        expected = len(distances) * (1 - OUTER) * math.exp(-(distances[order[count - 1]] - outer) / scale)
+        if expected <= count / 10 and _at_least(count, expected) < ALPHA / tests / most:
+            return np.isin(np.arange(len(distances)), order[:count])
+    return np.zeros(len(distances), dtype=bool)
+
+
+def _at_least(count: int, expected: float) -> float:
+    """The chance of `count` or more where `expected` are (Poisson)."""
+    from scipy.stats import poisson
+
+    return float(poisson.sf(count - 1, expected))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +117,13 @@ def _spread(values: NDArray[np.float64]) -> float:
 
 
 def other_teacher(measures: Sequence[RowMeasures]) -> NDArray[np.bool_]:
-    """Which rows have labels unlike the others': robust Mahalanobis distance over the features, far out."""
-    if len(measures) < LEAST_ROWS:
-        return np.zeros(len(measures), dtype=bool)
-    from sklearn.covariance import MinCovDet
-
-    columns = np.stack(list(features(measures).values()), axis=1)
-    columns = columns[:, columns.std(axis=0) > 0]
-    fitted = MinCovDet(random_state=0, support_fraction=0.8).fit(columns)
-    return far_out(np.sqrt(fitted.mahalanobis(columns)))
+    """Which rows have labels unlike the others': too many far out in one feature, on one side."""
+    odd = np.zeros(len(measures), dtype=bool)
+    if len(measures) >= LEAST_ROWS:
+        columns = features(measures)
+        for values in columns.values():
+            odd |= far_out(values, 2 * len(columns)) | far_out(-values, 2 * len(columns))
+    return odd
 
 
 def group_shifts(
@@ -152,13 +167,46 @@ def _shift(values: NDArray[np.float64], inside: NDArray[np.bool_], by: str, grou
     return GroupShift(by, group, int(inside.sum()), name, difference, z)
 
 
-def strange_subject(vectors: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows are far even from their nearest 5 % of the rows; `vectors` are unit vectors, [rows, dimensions]."""
-    if len(vectors) < LEAST_ROWS:
-        return np.zeros(len(vectors), dtype=bool)
-    neighbours = max(int(NEIGHBOURS * len(vectors)), 2)
-    distances = np.empty(len(vectors))
-    for start in range(0, len(vectors), 1024):
-        near = 1 - vectors[start : start + 1024] @ vectors.T
-        distances[start : start + 1024] = np.partition(near, neighbours, axis=1)[:, neighbours]
-    return far_out(distances)
+def strange_subject(spaces: Sequence[NDArray[Any]], sources: Sequence[Mapping[str, str]]) -> dict[int, str]:
+    """Row → why its text is unlike the table's.
+
+    Each space is unit vectors [rows, dimensions] of the rows: of their prompts, their texts, the tokens that the
+    teacher considered. A row's distance is the mean over spaces, in robust standard units, of 1 − cosine to its nearest
+    rows from the 2 % to the 10 % nearest: a small group's own rows do not count. Rows are strange when too many lie far
+    out, or when a small group by its `sources` (domain, run, day …) does as a whole: many rows that each are a little
+    strange are certain together.
+    """
+    found: dict[int, str] = {}
+    if len(sources) < LEAST_ROWS:
+        return found
+    parts = [_distances(vectors) for vectors in spaces]
+    distances = np.mean([(part - np.median(part)) / max(_spread(part), 1e-9) for part in parts], axis=0)
+    for row in np.flatnonzero(far_out(distances)):
+        found[int(row)] = "far from all others"
+    for by, group, inside in _small_groups(sources):
+        rest = distances[~inside]
+        difference = (distances[inside].mean() - np.median(rest)) / max(_spread(rest), 1e-9)
+        if difference >= LARGE and difference * math.sqrt(inside.sum()) >= CERTAIN:
+            for row in np.flatnonzero(inside):
+                found.setdefault(int(row), f"{by} {group}: {inside.sum()} rows far from the others")
+    return dict(sorted(found.items()))
+
+
+def _distances(vectors: NDArray[Any]) -> NDArray[np.float64]:
+    rows = len(vectors)
+    first, last = max(int(NEAREST[0] * rows), 1), max(int(NEAREST[1] * rows), 3)
+    found = np.empty(rows)
+    for start in range(0, rows, 1024):
+        near = np.sort(1 - vectors[start : start + 1024] @ vectors.T, axis=1)
+        found[start : start + 1024] = near[:, first + 1 : last + 1].mean(axis=1)
+    return found
+
+
+def _small_groups(sources: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """Groups of at least three rows and at most 5 % of all."""
+    for by in dict.fromkeys(name for source in sources for name in source):
+        values = np.array([source.get(by, "") for source in sources])
+        names, counts = np.unique(values, return_counts=True)
+        for name, count in zip(names, counts, strict=True):
+            if 3 <= count <= (1 - OUTER) * len(values):
+                yield by, str(name), values == name
