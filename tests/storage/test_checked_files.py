@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -89,6 +90,14 @@ def test_no_descriptor_is_left_open(path):
         with files.open(files.names[0]) as file:
             file.read(100)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_threads_share_a_file_each_with_its_own_position(path):
+    files, whole = CheckedFiles([path]), path.read_bytes()
+    with files.open(files.names[0]) as file, ThreadPoolExecutor(1) as other:
+        file.seek(100)
+        other.submit(file.seek, 500).result()
+        assert file.read(50) == whole[100:150] and other.submit(file.read, 50).result() == whole[500:550]
 
 
 def test_stretches_are_joined():
