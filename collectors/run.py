@@ -41,6 +41,7 @@ from collectors.sending import Sending, Source
 from collectors.stopping import run_until_stopped
 from storage.doubts import Doubt
 from storage.journal import Journal
+from storage.keys import KeySet
 from storage.ledgers import Reject
 from storage.rows import Row
 from storage.table import Table
@@ -87,6 +88,7 @@ class _Run:
         self._stop = stop
         self._state = RunState()
         self._plan: Plan | None = None
+        self._known: tuple[KeySet, KeySet] | None = None
         self._start: Mark | None = None
         self._tokens_before = TeacherTokens()
         self._sending: Sending | None = None
@@ -197,10 +199,11 @@ class _Run:
         tokens = teacher_tokens(self._tokenizer, card)
         if self._config.prompts.path.is_file():
             self._chronicle.bookmark = Bookmark(self._config.prompts.path, tokens, self._start)
-        # A table of its own: the keys of the one that is written to change while the plan is read.
-        table = Table.open(self._config.table)
-        known = (table.keys(), rejected_keys(table))
-        return Plan(self._config, tokens, known, self._chronicle.bookmark)
+        if self._known is None:  # this start commits nothing between two plans, so they are loaded once
+            # A table of its own: the keys of the one that is written to change while the plan is read.
+            table = Table.open(self._config.table)
+            self._known = (table.keys(), rejected_keys(table))
+        return Plan(self._config, tokens, self._known, self._chronicle.bookmark)
 
     def _something_to_ask(self, card: EndpointCard) -> bool:
         if self._start is not None and self._new_prompts == 0:
