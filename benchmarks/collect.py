@@ -5,6 +5,7 @@ Ratios within one run are what counts: the machine is shared. Each client runs i
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -107,11 +108,31 @@ def potstill(url: str, connections: int, count: int) -> None:
         assert report.committed == count, report
 
 
+def other(name: str) -> Callable[[str, int, int], None]:
+    """A collector of another environment, whose Python POTSTILL_BENCH_NAME names."""
+
+    def run(url: str, connections: int, count: int) -> None:
+        script = [os.environ[_variable(name)], str(ROOT / "benchmarks" / "collect_others.py")]
+        with tempfile.TemporaryDirectory() as folder:
+            command = [*script, name, url, str(connections), str(count)]
+            subprocess.run(command, check=True, capture_output=True, cwd=folder)
+
+    return run
+
+
+def _variable(name: str) -> str:
+    return f"POTSTILL_BENCH_{name.upper()}"
+
+
 CLIENTS: dict[str, Callable[[str, int, int], None]] = {
     "httpx + json, stores nothing": httpx_loop,
     "aiohttp + json, stores nothing": aiohttp_loop,
     "potstill collect, whole path": potstill,
+    "curator": other("curator"),
+    "distilabel": other("distilabel"),
 }
+# Of the rows of potstill: slow clients are measured with fewer, since the rate is what counts.
+SHARES = {"httpx + json, stores nothing": 0.2, "aiohttp + json, stores nothing": 0.4, "curator": 0.1, "distilabel": 0.1}
 
 
 @contextmanager
@@ -133,10 +154,10 @@ def measure(name: str, url: str, connections: int, count: int) -> tuple[float, f
     """(requests a second from the first request to the client's end, CPU milliseconds a response)."""
     code = (
         "import resource, sys, time; from benchmarks.collect import CLIENTS;"
-        "before = resource.getrusage(resource.RUSAGE_SELF);"
+        "used = lambda: sum(sum(resource.getrusage(who)[:2]) for who in (0, resource.RUSAGE_CHILDREN));"
+        "before = used();"
         f"CLIENTS[{name!r}]({url!r}, {connections}, {count});"
-        "after = resource.getrusage(resource.RUSAGE_SELF);"
-        "print(time.time(), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)"
+        "print(time.time(), used() - before)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     ended, cpu = map(float, run.stdout.split())
@@ -146,7 +167,7 @@ def measure(name: str, url: str, connections: int, count: int) -> tuple[float, f
     return count / (ended - times[0]), cpu / count * 1000
 
 
-def main(count: int = 3000) -> None:
+def main(count: int = 5000) -> None:
     """Print a Markdown table."""
     print("| client | connections | server answers | requests/s | labelled tokens/s | CPU ms/response |")
     print("|---|---|---|---|---|---|")
@@ -154,8 +175,12 @@ def main(count: int = 3000) -> None:
         with server(latency) as url:
             for connections in (32, 128, 512):
                 for name in CLIENTS:
-                    rate, cpu = measure(name, url, connections, count if not latency else min(count, connections * 12))
                     when = f"{latency:g} s late" if latency else "at once"
+                    if name in ("curator", "distilabel") and _variable(name) not in os.environ:
+                        print(f"| {name} | {connections} | {when} | not installed: set {_variable(name)} | | |")
+                        continue
+                    rows = max(connections, int(count * SHARES.get(name, 1.0)))
+                    rate, cpu = measure(name, url, connections, rows if not latency else min(rows, connections * 12))
                     print(
                         f"| {name} | {connections} | {when} | {rate:.0f} | {rate * TOKENS:,.0f} | {cpu:.2f} |",
                         flush=True,
@@ -163,4 +188,4 @@ def main(count: int = 3000) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3000)
+    main(*map(int, sys.argv[1:2]))

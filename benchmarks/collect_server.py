@@ -26,10 +26,26 @@ def labels() -> dict[str, Any]:
     return answer
 
 
+def chat() -> dict[str, Any]:
+    """The same labels in OpenAI's chat shape, for collectors that know no other."""
+    positions = labels()["completion_probabilities"]
+    return {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "gpt-4o-mini",
+        "choices": [
+            {
+                "index": 0, "finish_reason": "stop", "logprobs": {"content": positions},
+                "message": {"role": "assistant", "content": "".join(position["token"] for position in positions)},
+            }
+        ],
+        "usage": {"prompt_tokens": len(PROMPT), "completion_tokens": TOKENS, "total_tokens": len(PROMPT) + TOKENS},
+    }  # fmt: skip
+
+
 class Server(asyncio.Protocol):
     """One connection: requests one after the other."""
 
     body = json.dumps(labels()).encode()
+    chat = json.dumps(chat()).encode()
     latency = 0.0
     times: list[float] = []  # noqa: RUF012 - of all connections
 
@@ -51,12 +67,14 @@ class Server(asyncio.Protocol):
             self._answer(head.split(b" ", 2)[1].decode(), body)
 
     def _answer(self, path: str, body: bytes) -> None:
-        if path == "/completion" and b'"n_probs":20,' in body and b'"n_predict":64,' in body:
+        is_chat = path == "/v1/chat/completions" and b"top_logprobs" in body
+        if is_chat or (path == "/completion" and b'"n_probs":20,' in body and b'"n_predict":64,' in body):
             self.times.append(time.time())
+            whole = self.chat if is_chat else self.body
             if self.latency:
-                asyncio.get_running_loop().call_later(self.latency, self._send, self.body)
+                asyncio.get_running_loop().call_later(self.latency, self._send, whole)
             else:
-                self._send(self.body)
+                self._send(whole)
         else:
             self._send(json.dumps(self._other(path, body)).encode())
 
