@@ -33,6 +33,7 @@ __all__ = [
     "Provider",
     "ProviderUnavailable",
     "Reading",
+    "Setup",
     "local_sender",
     "local_tokenizer",
     "provider",
@@ -86,6 +87,39 @@ class Engine:
     context_length: int | None = None
     vocabulary: int | None = None
     template: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a provider is made for: the run's settings, and what is known of the endpoint so far."""
+
+    teacher: TeacherSettings
+    endpoint: EndpointSettings
+    ask: AskSettings
+    card: "EndpointCard | None" = None
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def model(self) -> str:
+        """The server's own name for the model."""
+        return self.endpoint.served_model or self.teacher.model
+
+    @property
+    def logprob_space(self) -> str:
+        """What the probe measured of the numbers."""
+        return "unknown" if self.card is None else self.card.logprob_space
+
+    @property
+    def vocabulary(self) -> int | None:
+        """One more than the largest id; None = not known."""
+        if self.tokenizer is not None:
+            return self.tokenizer.vocabulary
+        return None if self.card is None else self.card.vocabulary
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The tokenizer's BOS."""
+        return None if self.tokenizer is None else self.tokenizer.bos_token_id
 
 
 class Provider(Protocol):
@@ -200,7 +234,7 @@ def provider(
     """The provider for `kind`. Raises ProviderUnavailable for a kind or a mode that this version does not have."""
     entry = _entry(kind, ask.mode)
     found = getattr(_imported(kind, entry.module), entry.name)
-    made: Provider = found(teacher=teacher, endpoint=endpoint, ask=ask, card=card, tokenizer=tokenizer)
+    made: Provider = found(Setup(teacher=teacher, endpoint=endpoint, ask=ask, card=card, tokenizer=tokenizer))
     return made
 
 

@@ -12,15 +12,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from collectors.card import EndpointCard
-from collectors.config import AskSettings, EndpointSettings, TeacherSettings
 from collectors.errors import Rejected
 from collectors.http import Request
 from collectors.normalise import Received
 from collectors.plan import Item
-from collectors.providers import Engine, Reading
+from collectors.providers import Engine, Reading, Setup
 from collectors.providers.answer import Answer, decode
-from collectors.tokenizer import Tokenizer
 from storage.codec import Labels
 from storage.rows import TailSum, Usage
 
@@ -90,16 +87,8 @@ class InProcess:
     kind = "local"
     about = (Request("GET", "/about"),)
 
-    def __init__(
-        self,
-        *,
-        teacher: TeacherSettings,
-        endpoint: EndpointSettings,
-        ask: AskSettings,
-        card: EndpointCard | None,
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        self._ask = ask
+    def __init__(self, setup: Setup) -> None:
+        self._ask = setup.ask
 
     def prepare(self, item: Item) -> Request | None:
         """Nothing: the answer names the prompt's tokens."""

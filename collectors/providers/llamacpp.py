@@ -10,15 +10,13 @@ from typing import Any
 
 import msgspec
 
-from collectors.card import EndpointCard
-from collectors.config import AskSettings, EndpointSettings, TeacherSettings
+from collectors.config import AskSettings
 from collectors.errors import Rejected
 from collectors.http import Request
 from collectors.normalise import Received
 from collectors.plan import Item
-from collectors.providers import Engine, Reading
+from collectors.providers import Engine, Reading, Setup
 from collectors.providers.answer import Answer, decode, reading
-from collectors.tokenizer import Tokenizer
 from storage.rows import Usage
 
 _FINISH = {"eos": "stop", "word": "stop", "limit": "length"}
@@ -151,20 +149,12 @@ class LlamaCpp:
     kind = "llamacpp"
     about = (Request("GET", "/props"), Request("GET", "/v1/models"))
 
-    def __init__(
-        self,
-        *,
-        teacher: TeacherSettings,
-        endpoint: EndpointSettings,
-        ask: AskSettings,
-        card: EndpointCard | None,
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        self._ask = ask
-        self._model = endpoint.served_model or teacher.model
-        self._space = card.logprob_space if card is not None else "unknown"
-        self._vocabulary = tokenizer.vocabulary if tokenizer else card.vocabulary if card else None
-        self._bos = tokenizer.bos_token_id if tokenizer else None
+    def __init__(self, setup: Setup) -> None:
+        self._ask = setup.ask
+        self._model = setup.model
+        self._space = setup.logprob_space
+        self._vocabulary = setup.vocabulary
+        self._bos = setup.bos_token_id
 
     def prepare(self, item: Item) -> Request | None:
         """Messages are rendered, then the text is tokenized, both by the server as it does for itself."""

@@ -7,15 +7,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from collectors.card import EndpointCard
-from collectors.config import AskSettings, EndpointSettings, TeacherSettings
 from collectors.errors import Rejected
 from collectors.http import Request
 from collectors.normalise import Received
 from collectors.plan import Item
-from collectors.providers import Engine, Reading
+from collectors.providers import Engine, Reading, Setup
 from collectors.providers.answer import Answer, decode, reading
-from collectors.tokenizer import Tokenizer
 from storage.rows import Usage
 
 _TOKEN_ID = "token_id:"  # vLLM's --return-tokens-as-token-ids
@@ -107,22 +104,14 @@ class OpenAICompatible:
     words: ClassVar[dict[str, Any]] = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "cache_prompt": False}
     """Fields beyond the standard: names of vLLM and of llama.cpp, which each ignores of the other."""
 
-    def __init__(
-        self,
-        *,
-        teacher: TeacherSettings,
-        endpoint: EndpointSettings,
-        ask: AskSettings,
-        card: EndpointCard | None,
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        self._ask = ask
-        self._model = endpoint.served_model or teacher.model
-        self._card = card
-        self._space = card.logprob_space if card is not None else "unknown"
-        self._tokenizer = tokenizer
-        self._chat_k = ask.top_k
-        self._vocabulary = tokenizer.vocabulary if tokenizer else card.vocabulary if card else None
+    def __init__(self, setup: Setup) -> None:
+        self._ask = setup.ask
+        self._model = setup.model
+        self._card = setup.card
+        self._space = setup.logprob_space
+        self._tokenizer = setup.tokenizer
+        self._chat_k = setup.ask.top_k
+        self._vocabulary = setup.vocabulary
 
     def prepare(self, item: Item) -> Request | None:
         """Nothing: this shape has no way to ask for a prompt's tokens."""

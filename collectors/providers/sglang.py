@@ -13,15 +13,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from collectors.card import EndpointCard
-from collectors.config import AskSettings, EndpointSettings, TeacherSettings
+from collectors.config import AskSettings
 from collectors.errors import Rejected
 from collectors.http import Request
 from collectors.normalise import Received
 from collectors.plan import Item
-from collectors.providers import Engine, Reading
+from collectors.providers import Engine, Reading, Setup
 from collectors.providers.answer import Answer, decode, first_target, reading
-from collectors.tokenizer import Tokenizer
 from storage.rows import Usage
 
 _Entry = tuple[float | None, int, str | None]
@@ -76,21 +74,13 @@ class SGLang:
     kind = "sglang"
     about = (Request("GET", "/get_server_info"),)
 
-    def __init__(
-        self,
-        *,
-        teacher: TeacherSettings,
-        endpoint: EndpointSettings,
-        ask: AskSettings,
-        card: EndpointCard | None,
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        self._ask = ask
-        self._model = endpoint.served_model or teacher.model
-        scored = ask.mode == "score"  # temperature is applied to what is generated, not to what is given
-        self._space = "raw" if scored else card.logprob_space if card is not None else "unknown"
-        self._vocabulary = tokenizer.vocabulary if tokenizer else card.vocabulary if card else None
-        self._bos = tokenizer.bos_token_id if tokenizer else None
+    def __init__(self, setup: Setup) -> None:
+        self._ask = setup.ask
+        self._model = setup.model
+        scored = setup.ask.mode == "score"  # temperature is applied to what is generated, not to what is given
+        self._space = "raw" if scored else setup.logprob_space
+        self._vocabulary = setup.vocabulary
+        self._bos = setup.bos_token_id
 
     def prepare(self, item: Item) -> Request | None:
         """The prompt's tokens as the server counts them."""

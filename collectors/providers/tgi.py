@@ -9,15 +9,12 @@ from typing import Any
 
 import msgspec
 
-from collectors.card import EndpointCard
-from collectors.config import AskSettings, EndpointSettings, TeacherSettings
 from collectors.errors import Rejected
 from collectors.http import Request
 from collectors.normalise import Received
 from collectors.plan import Item
-from collectors.providers import Engine, ProviderUnavailable, Reading
+from collectors.providers import Engine, ProviderUnavailable, Reading, Setup
 from collectors.providers.answer import Answer, decode, reading
-from collectors.tokenizer import Tokenizer
 from storage.rows import Usage
 
 _FINISH = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
@@ -58,24 +55,16 @@ class TGI:
     kind = "tgi"
     about = (Request("GET", "/info"),)
 
-    def __init__(
-        self,
-        *,
-        teacher: TeacherSettings,
-        endpoint: EndpointSettings,
-        ask: AskSettings,
-        card: EndpointCard | None,
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        if ask.bos == "add":
+    def __init__(self, setup: Setup) -> None:
+        if setup.ask.bos == "add":
             raise ProviderUnavailable(
                 "TGI takes texts only, so ask.bos = 'add' is not possible: use ask.bos = 'server'."
             )
-        if ask.min_p > 0:
+        if setup.ask.min_p > 0:
             raise ProviderUnavailable("TGI has no min_p: leave ask.min_p out.")
-        self._ask = ask
-        self._space = card.logprob_space if card is not None else "unknown"
-        self._vocabulary = tokenizer.vocabulary if tokenizer else card.vocabulary if card else None
+        self._ask = setup.ask
+        self._space = setup.logprob_space
+        self._vocabulary = setup.vocabulary
 
     def prepare(self, item: Item) -> Request | None:
         """The prompt's tokens as the server counts them."""

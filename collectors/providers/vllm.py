@@ -9,16 +9,13 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from collectors.card import EndpointCard
-from collectors.config import AskSettings, EndpointSettings, TeacherSettings
 from collectors.errors import Rejected
 from collectors.http import Request
 from collectors.normalise import SENTINEL, Received
 from collectors.plan import Item
-from collectors.providers import Engine, Reading
+from collectors.providers import Engine, Reading, Setup
 from collectors.providers.answer import Answer, decode, first_target, over_label_set
 from collectors.providers.openai import Body, OpenAICompatible, Scored, TokensUsed
-from collectors.tokenizer import Tokenizer
 from storage.rows import Usage
 
 
@@ -49,20 +46,13 @@ class VLLM(OpenAICompatible):
         "return_tokens_as_token_ids": True,
     }
 
-    def __init__(
-        self,
-        *,
-        teacher: TeacherSettings,
-        endpoint: EndpointSettings,
-        ask: AskSettings,
-        card: EndpointCard | None,
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        super().__init__(teacher=teacher, endpoint=endpoint, ask=ask, card=card, tokenizer=tokenizer)
-        if ask.mode == "score":
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._bos = setup.bos_token_id
+        if setup.ask.mode == "score":
             self._space = "raw"  # whatever the server's logprobs_mode, no temperature is applied to a prompt
-        elif card is not None and card.largest_k > ask.top_k:
-            self._chat_k = ask.top_k + 1  # else the k-th is lost where the sampled token lies outside the top k
+        elif setup.card is not None and setup.card.largest_k > setup.ask.top_k:
+            self._chat_k = setup.ask.top_k + 1  # else the k-th is lost where the sampled token lies outside the top k
 
     def prepare(self, item: Item) -> Request | None:
         """The prompt's tokens, where a BOS of ours goes before them or a completion is scored behind them."""
@@ -76,7 +66,7 @@ class VLLM(OpenAICompatible):
     def prepared(self, item: Item, body: bytes) -> Item:
         """The item with its prompt's token ids."""
         ids = decode(_TOKENS, body).tokens
-        bos = self._tokenizer.bos_token_id if self._tokenizer else None
+        bos = self._bos
         if self._ask.bos == "add" and bos is not None and ids[:1] != [bos]:
             if item.completion is not None or item.messages is not None or self._ask.mode == "classify":
                 raise Rejected(

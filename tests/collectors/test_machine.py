@@ -38,7 +38,7 @@ from collectors.keeping import Keeper, Received, received
 from collectors.labelling import Provenance, Readers, label
 from collectors.limits import Grant
 from collectors.plan import Item
-from collectors.providers.llamacpp import LlamaCpp
+from collectors.providers import provider
 from storage.journal import Journal, journal_keys
 from storage.rows import Row, Sampling, TeacherRecord
 from storage.table import Table
@@ -49,6 +49,7 @@ NUMBERS = st.lists(st.integers(0, 29), min_size=2, max_size=6, unique=True)
 RUN = "run-1"
 INNER = {name: point for name, point in POINTS.items() if point[0].__name__ not in ("HttpSender", "Chronicle")}
 INNER["archived"] = (Table, "archive_batch", False)
+PLACES = st.sampled_from(sorted(INNER))
 SHARED = Provenance(
     run_id=RUN,
     mode="generate",
@@ -57,12 +58,11 @@ SHARED = Provenance(
     sampling=Sampling(temperature=1.0),
     clearance=Clearance(terms=("gemma-tou@2025-03-24",), policy_bundle="b", collect_verdict="allow", decision="0" * 64),
 )
-PROVIDER = LlamaCpp(
+PROVIDER = provider(
+    "llamacpp",
     teacher=TeacherSettings(model="google/gemma-3-270m"),
     endpoint=EndpointSettings(kind="llamacpp", base_url="http://127.0.0.1:1"),
     ask=AskSettings(top_k=2, max_tokens=2),
-    card=None,
-    tokenizer=None,
 )
 READERS = Readers(lambda card: PROVIDER, [])
 
@@ -111,7 +111,6 @@ class Collecting(RuleBasedStateMachine):
         self.path = self.folder / "table"
         self.loop = asyncio.new_event_loop()
         self.armed: tuple[Any, str, bool] | None = None
-        self.left = 0
         self.acknowledged: set[int] = set()
         self.possible: dict[int, set[str]] = {}
         self.rejected: set[str] = set()
@@ -133,10 +132,8 @@ class Collecting(RuleBasedStateMachine):
 
     def passed(self, point: tuple[Any, str, bool]) -> None:
         if point == self.armed:
-            self.left -= 1
-            if self.left == 0:
-                self.armed = None
-                raise Crash
+            self.armed = None
+            raise Crash
 
     @initialize(keep_raw=st.booleans())
     def create(self, keep_raw: bool) -> None:
@@ -216,10 +213,27 @@ class Collecting(RuleBasedStateMachine):
 
     # -- what else happens ------------------------------------------------------------------------------------------
 
-    @rule(point=st.sampled_from(sorted(INNER)), nth=st.integers(1, 2))
-    def arm(self, point: str, nth: int) -> None:
-        """The nth time that a step comes by this point is its end."""
-        self.armed, self.left = INNER[point], nth
+    def arm(self, point: str) -> None:
+        """The next step that comes by this point is the last one."""
+        self.armed = INNER[point]
+
+    @precondition(lambda self: self.journal is None)
+    @rule(point=PLACES)
+    def start_and_crash(self, point: str) -> None:
+        self.arm(point)
+        self.start()
+
+    @precondition(lambda self: self.journal is not None)
+    @rule(point=PLACES, numbers=NUMBERS, version=st.integers(0, 3))
+    def receive_and_crash(self, point: str, numbers: list[int], version: int) -> None:
+        self.arm(point)
+        self.receive(numbers, version)
+
+    @precondition(lambda self: self.journal is not None)
+    @rule(point=PLACES)
+    def stop_and_crash(self, point: str) -> None:
+        self.arm(point)
+        self.stop()
 
     @precondition(lambda self: self.journal is not None)
     @rule()
