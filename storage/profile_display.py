@@ -120,15 +120,14 @@ def _against(one: Against) -> Iterator[RenderableType]:
     yield _line(f"  {_estimate(one.coverage, True)} of production's prompts have a near neighbour in the table")
     yield _line(f"  {_estimate(one.foreign, True)} of the table's prompts have none in production")
     for cluster in one.clusters:
-        if cluster.lacks is not None:
-            who = "the table lacks" if cluster.lacks == "table" else "only the table has"
-            yield _line(
-                f"  {who}: {', '.join(cluster.words) or 'no telling words'}  (production {cluster.production:.1%}, "
-                f"table {cluster.table:.1%})",
-                "yellow" if cluster.lacks == "table" else "",
-            )
-            for example in cluster.examples:
-                yield _line(f"      {example[:100]}", "dim")
+        who = "the table lacks" if cluster.lacks == "table" else "only the table has"
+        yield _line(
+            f"  {who}: {', '.join(cluster.words) or 'no telling words'}  (production {cluster.production:.1%}, "
+            f"table {cluster.table:.1%})",
+            "yellow" if cluster.lacks == "table" else "",
+        )
+        for example in cluster.examples:
+            yield _line(f"      {example[:100]}", "dim")
     for example in one.uncovered:
         yield _line(f"  furthest from the table: {example[:90]}", "dim")
     if one.planned is not None:

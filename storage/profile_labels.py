@@ -20,8 +20,9 @@ from storage.data_files import writer_options
 from storage.schema import SOFT_LABELS
 
 STEPS = (1, 2, 3, 5, 10, 20, 50, 64, 100, 200)
-BINS = np.linspace(0.25, 5.0, 20)
-"""Edges of entropy, nats, within which tokens are compared: how a teacher spreads its mass at a given uncertainty."""
+BINS = np.linspace(0.5, 5.0, 19)
+"""Edges of entropy, nats, within which tokens are compared: how a teacher spreads its mass at a given uncertainty. A
+surer token tells nothing of it: its tail may be of any size."""
 SAMPLE_CANDIDATES = 2**21
 SHAPES = ("tail", "slope")
 CONSIDERED = 10
@@ -79,7 +80,7 @@ def _shapes(labels: Labels, bits: NDArray[np.float64]) -> NDArray[np.float64]:
     slope = (labels.top_logprobs[:, 1] - labels.top_logprobs[:, last]).astype(np.float64) / max(np.log(last), 1.0)
     found = np.zeros((len(SHAPES), len(BINS) + 1, 2))
     for shape, values in enumerate((labels.log_tail.astype(np.float64), slope)):
-        known = np.isfinite(values)
+        known = np.isfinite(values) & (place > 0)
         found[shape, :, 0] = np.bincount(place[known], values[known], minlength=len(BINS) + 1)
         found[shape, :, 1] = np.bincount(place[known], minlength=len(BINS) + 1)
     return found

@@ -24,6 +24,7 @@ INNER, OUTER = 0.8, 0.95
 ALPHA = 0.01
 NEAREST = 0.02, 0.1
 LEAST_GROUP = 5
+LEAST_TOKENS = 8
 SURE = 5.0
 LARGE = 1.0
 CERTAIN = 4.0
@@ -37,11 +38,11 @@ def tail_scale(distances: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def far_out(distances: NDArray[np.float64], tests: int = 1) -> NDArray[np.bool_]:
-    """Which rows are more than can be expected so far out: none, or two or more. `tests` such questions are asked."""
+    """Which rows are more than can be expected so far out: none, or three or more. `tests` such questions are asked."""
     outer, scale = tail_scale(distances)
     order = np.argsort(-distances, kind="stable")
     most = int((1 - OUTER) * len(distances))
-    for count in range(most, 1, -1):
+    for count in range(most, 2, -1):
         expected = len(distances) * (1 - OUTER) * math.exp(-(distances[order[count - 1]] - outer) / scale)
         if expected <= count / 10 and _at_least(count, expected) < ALPHA / tests / most:
             return np.isin(np.arange(len(distances)), order[:count])
@@ -83,12 +84,15 @@ def features(measures: Sequence[RowMeasures]) -> dict[str, NDArray[np.float64]]:
         "best candidate": np.log((as_numbers(measures, "best") / targets).clip(1e-6)),
         "rarity of candidates": _rarity(measures),
     }
+    shaped: dict[str, NDArray[np.float64]] = {}
     shapes = np.stack([row.shapes for row in measures])
     for number, name in enumerate(("tail at its entropy", "slope at its entropy")):
         sums, counts = shapes[:, number, :, 0], shapes[:, number, :, 1]
         usual = sums.sum(axis=0) / counts.sum(axis=0).clip(1)
-        found[name] = (sums - counts * usual).sum(axis=1) / counts.sum(axis=1).clip(1)
-    return {name: _standard(values, targets) for name, values in found.items()}
+        used = counts.sum(axis=1)
+        off = (sums - counts * usual).sum(axis=1) / used.clip(1)
+        shaped[name] = _standard(np.where(used < LEAST_TOKENS, np.median(off), off), used.clip(1))
+    return {name: _standard(values, targets) for name, values in found.items()} | shaped
 
 
 def _rarity(measures: Sequence[RowMeasures]) -> NDArray[np.float64]:
