@@ -120,7 +120,7 @@ def _against(one: Against) -> Iterator[RenderableType]:
     yield _line(f"  {_estimate(one.coverage, True)} of production's prompts have a near neighbour in the table")
     yield _line(f"  {_estimate(one.foreign, True)} of the table's prompts have none in production")
     for cluster in one.clusters:
-        who = "the table lacks" if cluster.lacks == "table" else "only the table has"
+        who = "the table lacks" if cluster.lacks == "table" else "production has less of"
         yield _line(
             f"  {who}: {', '.join(cluster.words) or 'no telling words'}  (production {cluster.production:.1%}, "
             f"table {cluster.table:.1%})",
@@ -133,8 +133,9 @@ def _against(one: Against) -> Iterator[RenderableType]:
     if one.planned is not None:
         plan = one.planned
         yield _line(
-            f"  {plan.picked} prompts written to {plan.out}: coverage would go from {plan.coverage_before:.1%} to "
-            f"{plan.coverage_after:.1%}",
+            f"  {plan.picked} prompts written to {plan.out}: with them production's prompts have a near neighbour in "
+            f"{plan.coverage_after:.1%} (now {plan.coverage_before:.1%}), mean likeness {plan.likeness_after:.2f} "
+            f"(now {plan.likeness_before:.2f})",
             "bold",
         )
 

@@ -130,7 +130,10 @@ def planted(kind: str, seed: int, *, rows: int = 250, share: float = 0.02) -> li
         subject = rng.choice(subjects)
         others = [row for row in pool if everyday(row) and row.domain == subject]
         for place, other in zip(places, rng.permutation(len(others)), strict=False):
-            chosen[place] = others[other]
+            same = chosen[place]  # it came by the same run, so that the text alone can tell
+            chosen[place] = replace(
+                others[other], run_id=same.run_id, collected_at=same.collected_at, teacher=same.teacher
+            )
     elif kind == "duplicates":
         for place in places:
             original = chosen[(place + 1) % len(chosen)]

@@ -243,6 +243,16 @@ def test_against_production_says_what_the_table_lacks_and_a_plan_closes_it(tmp_p
     assert len(picked) == unlike.planned.picked == 15
     assert sum(text in {row.prompt for row in daily} for text in picked) >= 12
     assert unlike.planned.coverage_after >= unlike.planned.coverage_before
+    assert unlike.planned.likeness_after > unlike.planned.likeness_before + 0.02
+
+
+def test_a_table_of_productions_own_prompts_cannot_be_told_from_it(tmp_path: Path) -> None:
+    rows = teacher_rows()[100:250]
+    same = profile(
+        table_of(rows, tmp_path), against=prompts_file(tmp_path / "p.jsonl", rows), features="ngrams"
+    ).against
+    assert same is not None and same.auc.value == pytest.approx(0.5, abs=0.02) and same.coverage.value == 1.0
+    assert not same.warn and same.clusters == ()
 
 
 def test_files_that_are_no_prompts_are_refused_by_line(tmp_path: Path, clean: tuple[Table, Profile]) -> None:
