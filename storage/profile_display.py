@@ -117,7 +117,10 @@ def _ceilings(found: Profile) -> Iterator[RenderableType]:
 def _against(one: Against) -> Iterator[RenderableType]:
     yield _line(f"Against {one.production}: {one.table_prompts:,} prompts beside {one.prompts:,} of production")
     yield _line(f"  a classifier tells them apart with AUC {_estimate(one.auc, False)}; 0.5 is not at all")
-    yield _line(f"  {_estimate(one.coverage, True)} of production's prompts have a near neighbour in the table")
+    yield _line(
+        f"  {_estimate(one.coverage, True)} of production's prompts have a near neighbour in the table "
+        "(95% have one in production)"
+    )
     yield _line(f"  {_estimate(one.foreign, True)} of the table's prompts have none in production")
     for cluster in one.clusters:
         who = "the table lacks" if cluster.lacks == "table" else "production has less of"
