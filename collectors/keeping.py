@@ -7,8 +7,10 @@ and each sync to disk serves more responses. The price of a batch is the time un
 import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 from collectors.asking import Answer
 from collectors.errors import Rejected
@@ -38,6 +40,10 @@ class Received:
 
     raw: RawResponse
     answer: Answer | None
+
+
+_Kept = tuple[Received, asyncio.Future[None]]
+"""A response, and who waits until it is durable."""
 
 
 @dataclass(slots=True)
@@ -115,7 +121,7 @@ class Keeper:
         self._may_write = may_write
         self._settled = settled
         self._committed = committed
-        self._queue: asyncio.Queue[tuple[Received, asyncio.Future[None]] | None] = asyncio.Queue(_QUEUE)
+        self._queue: asyncio.Queue[_Kept | Literal["read", "close"]] = asyncio.Queue(_QUEUE)
         self._batch: list[Row | Reject] = []
         self._values = 0
         self._reading: asyncio.Task[None] | None = None
@@ -130,7 +136,7 @@ class Keeper:
 
     async def close(self) -> None:
         """No more is coming: `work` ends when all is committed."""
-        await self._queue.put(None)
+        await self._queue.put("close")
 
     async def work(self) -> None:
         """Run until `close`; raises what the disk raises, with everything that was journalled kept."""
@@ -143,6 +149,8 @@ class Keeper:
                 group, open_end = await self._next_group(last + pause - loop.time())
                 if group:
                     await self._take(group)
+                if self._reading is not None and self._reading.done():
+                    await self._end_reading()
                 if self._commit is not None and self._commit.done():
                     await self._end_commit()
                 if self._full() or loop.time() >= last + pause:
@@ -155,24 +163,26 @@ class Keeper:
             going_on = [task for task in (self._reading, self._commit) if task is not None]
             await asyncio.gather(*going_on, return_exceptions=True)
 
-    async def _next_group(self, seconds: float) -> tuple[list[tuple[Received, asyncio.Future[None]]], bool]:
-        group: list[tuple[Received, asyncio.Future[None]]] = []
+    async def _next_group(self, seconds: float) -> tuple[list[_Kept], bool]:
+        """What came meanwhile, or nothing when a group was read or the time is over; and whether more may come."""
+        group: list[_Kept] = []
         try:
             async with asyncio.timeout(max(0.0, seconds)):
                 first = await self._queue.get()
         except TimeoutError:
             return group, True
-        if first is None:
-            return group, False
+        if isinstance(first, str):
+            return group, first != "close"
         group.append(first)
         while len(group) < _GROUP and not self._queue.empty():
             more = self._queue.get_nowait()
-            if more is None:
+            if more == "close":
                 return group, False
-            group.append(more)
+            if not isinstance(more, str):
+                group.append(more)
         return group, True
 
-    async def _take(self, group: list[tuple[Received, asyncio.Future[None]]]) -> None:
+    async def _take(self, group: Sequence[_Kept]) -> None:
         """Journal a group while the one before it is still being read: who waits for the disk waits for no more."""
         raws = [one.raw for one, _ in group]
         await asyncio.to_thread(self._journal.record, raws)
@@ -189,7 +199,11 @@ class Keeper:
             await reading
 
     async def _read(self, group: Sequence[Received]) -> None:
-        outcomes = await asyncio.to_thread(self._label, [one.raw for one in group])
+        try:
+            outcomes = await asyncio.to_thread(self._label, [one.raw for one in group])
+        finally:
+            with suppress(asyncio.QueueFull):  # what was read, or went wrong, need not wait for the next group to come
+                self._queue.put_nowait("read")
         for one, outcome in zip(group, outcomes, strict=True):
             self._settled(one, outcome)
         self._batch += outcomes

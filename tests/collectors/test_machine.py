@@ -185,7 +185,7 @@ class Collecting(RuleBasedStateMachine):
         """Until all is read and no commit runs: what a thread does meanwhile must not depend on its speed."""
         before = self.settled
         keeps = {asyncio.create_task(self.keeper.keep(answer(number, version))): number for number in asked}
-        while not self.work.done() and self.settled < before + len(asked):
+        while not self.work.done() and (self.settled < before + len(asked) or self.keeper._reading is not None):
             await asyncio.sleep(0.0005)
         if self.keeper._commit is not None and not self.work.done():
             await asyncio.wait({self.keeper._commit})
