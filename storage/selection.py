@@ -70,11 +70,12 @@ def find(table: Table, opened: DeltaTable, selection: Selection) -> Found:
     if selection.by_group:
         groups = {line["audit_group"] for line in table.groups.read().to_pylist() if selection.matches(line)}
         files = [file for file in files if file.partition in groups]
-        runs = _values(pinned, "DISTINCT run_id", f"audit_group IN ({_quoted(groups)})") if files else set()
+        runs = _rows(pinned, "DISTINCT run_id", f"audit_group IN ({_quoted(groups)})")["run_id"] if files else []
         return Found(files, None, sum(file.rows for file in files), sorted(runs))
     condition = selection.where if selection.where is not None else f"run_id = {_quoted({str(selection.run)})}"
-    keys = _values(pinned, "key", condition)
-    groups = _values(pinned, "DISTINCT audit_group", condition) if keys else set()
+    # one query: a condition may name what differs from one to the next, as random() does
+    found = _rows(pinned, "key, audit_group", condition)
+    keys, groups = set(found["key"]), set(found["audit_group"])
     holding = [f for f in files if f.partition in groups and selected(read_rows(f, table.log), keys).true_count]
     return Found(holding, keys, len(keys), [selection.run] if selection.run is not None else [])
 
@@ -90,10 +91,10 @@ def selected_rejects(selection: Selection, found: Found) -> Callable[[pa.Table],
     return lambda rejects: pc.is_in(rejects.column(name).combine_chunks(), pa.array(values, pa.string()))
 
 
-def _values(table: Table, what: str, condition: str) -> set[str]:
+def _rows(table: Table, columns: str, condition: str) -> dict[str, list[str]]:
     # the line break ends a comment that a condition may end with
-    result = sql(table, f"SELECT {what} FROM soft_labels WHERE ({condition}\n)")
-    return set(result.column(0).to_pylist())
+    found: dict[str, list[str]] = sql(table, f"SELECT {columns} FROM soft_labels WHERE ({condition}\n)").to_pydict()
+    return found
 
 
 def _quoted(values: set[str]) -> str:
