@@ -8,5 +8,9 @@ from teacher import CLASSES, PIXELS, TEST
 with Path("prompts.jsonl").open("w", encoding="utf-8") as file:
     for i in range(len(CLASSES)):
         if not TEST[i]:
-            line = {"id": f"digit-{i}", "prompt": json.dumps(PIXELS[i].astype(int).tolist()), "reference": str(CLASSES[i])}
+            line = {
+                "id": f"digit-{i}",
+                "prompt": json.dumps(PIXELS[i].astype(int).tolist()),
+                "reference": str(CLASSES[i]),
+            }
             file.write(json.dumps(line) + "\n")

@@ -1,0 +1,26 @@
+"""The demo's Gemma 3 270M as a folder that `kind = "local"` reads: python gemma.py FOLDER (a minute, once)."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from collectors.providers.embedded import default_gguf
+
+
+def save(folder: Path) -> None:
+    """The GGUF's weights as bfloat16 safetensors, and its tokenizer; nothing when they are there already."""
+    if (folder / "config.json").is_file():
+        return
+    gguf = default_gguf()
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    model.hf_quantizer = None  # they are no longer quantised
+    model.config.__dict__.pop("quantization_config", None)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    save(Path(sys.argv[1]))
