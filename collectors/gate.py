@@ -71,10 +71,9 @@ def judge(config: RunConfig, licences: Sequence[str | None]) -> Decision:
     """The stricter of the decisions on collecting and on the run's own use, for prompts under these licences."""
     bundle = load_bundle()
     teacher = config.licensed_teacher
-    materials = [
-        Material(teacher=teacher, signal=signal(config), prompt_licence=licence or "NOASSERTION")
-        for licence in licences
-    ]
+    asked = Material(teacher=teacher, signal=signal(config))
+    materials = [asked.model_copy(update={"prompt_licence": licence or "NOASSERTION"}) for licence in licences]
+    materials = materials or [asked]  # no prompt is left to be asked
     uses = [Use.collect_only()] if config.use is None else [Use.collect_only(), config.use]
     waivers = read_waivers(config.waivers)
     decisions = [evaluate(materials, use, bundle=bundle, waivers=waivers) for use in uses]

@@ -110,7 +110,7 @@ def check_prompts(settings: PromptSettings, start: Mark | None = None) -> Prompt
         )
     if count == 0 and start is None:
         raise PromptError(f'{settings.path} holds no prompts: give one JSON object a line, such as {{"prompt": "…"}}.')
-    return PromptSummary(count, tuple(sorted(licences or {settings.licence}, key=str)), shapes)
+    return PromptSummary(count, tuple(sorted(licences, key=str)), shapes)
 
 
 class _BrokenLine(Exception):

@@ -208,3 +208,19 @@ def test_looking_whether_the_register_changed_costs_nothing_worth_saving(registe
     for _ in range(20):
         opened.pass_write()
     assert (time.perf_counter() - began) / 20 < 0.02
+
+
+def test_a_run_that_has_nothing_left_to_ask_needs_no_licence_again(tmp_path: Path) -> None:
+    (tmp_path / "teacher.py").write_text("def moods(texts, labels):\n    return [[0.7, 0.3] for _ in texts]\n")
+    (tmp_path / "prompts.jsonl").write_text('{"id": "1", "prompt": "A", "licence": "MIT"}\n')
+    (tmp_path / "run.toml").write_text(
+        'table = "table"\nteacher = {model = "own/moods"}\n[endpoint]\nkind = "local"\ncallable = "teacher:moods"\n'
+        '[prompts]\npath = "prompts.jsonl"\n[ask]\nmode = "classify"\nlabels = ["good", "bad"]\n'
+    )
+    assert collect(read_run(tmp_path / "run.toml")).committed == 1
+    again = collect(read_run(tmp_path / "run.toml"))
+    assert (again.committed, again.exit_code) == (0, 0)
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write('{"id": "2", "prompt": "B"}\n')
+    with pytest.raises(ReviewNeeded):
+        collect(read_run(tmp_path / "run.toml"))
