@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from policies.codes import ways_out
 from policies.decision import Decision, Obligation, Reason
 from policies.licences import parse
 from policies.merge import worst
@@ -18,6 +17,9 @@ from policies.names import bears, begins_with
 
 LEAST_LICENCE = 200
 """Characters below which a file is no licence text but a placeholder."""
+
+OF_A_FOLDER = ("ATTRIBUTION_MISSING", "NOTICE_MISSING")
+"""Codes that come of reading a student's folder back, and of nothing else."""
 
 Folder = Mapping[str, str]
 """A student's folder as its text files: path from the folder, with forward slashes → text."""
@@ -101,6 +103,19 @@ def _leaves_a_trace(obligation: Obligation) -> bool:
     return obligation.type in _CHECKS and (obligation.type != "no_trademark_use" or "mark" in obligation.params)
 
 
+def _where(obligation: Obligation) -> str:
+    """Where the folder is to show that the duty is done."""
+    if obligation.type == "license_copy":
+        return f"put the licence's text in {_copy_name(obligation)}"
+    if obligation.type in ("use_restrictions_enforceable", "share_alike"):
+        return "put the student's own licence in LICENSE, with what the terms demand of it"
+    if obligation.type in ("name_prefix", "no_trademark_use"):
+        return "rename the student, and the title of README.md with it"
+    if obligation.type in _ON_THE_CARD:
+        return "write the line in README.md"
+    return "write it in NOTICE, with the name of the terms document"
+
+
 _ON_THE_CARD = (
     *("attribution_display", "attribution_statement", "name_prefix", "no_trademark_use"),
     *("disclose_ai_generated", "label_ai_generated"),
@@ -116,7 +131,7 @@ def _missing(obligation: Obligation) -> Reason:
         document=obligation.document,
         section=obligation.section,
         gist=f"Not found in the student's folder: {obligation.text}",
-        fix=ways_out(code),
+        fix=(_where(obligation),),
         facts={"teachers": list(obligation.teachers)},
     )
 

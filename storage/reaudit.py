@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from policies.decision import Decision
+from policies.discharge import OF_A_FOLDER
 from policies.documents import Bundle, load_bundle
 from policies.identity import Material
 from policies.reaudit import Change, Situation, changes
@@ -60,9 +61,11 @@ def reaudit(
 
 
 def _newest(table: Table, use: Use) -> Decision | None:
-    """The newest audit for the action; decisions of runs do not count, they were made before there were rows."""
+    """The newest audit for the action. Decisions of runs do not count, they were made before there were rows, nor do
+    those that a student's folder added to."""
     audits = [d for d in table.decisions() if d.action == use.action and any(m["rows"] for m in d.facts["materials"])]
-    return audits[-1] if audits else None
+    plain = [d for d in audits if not any(r.code in OF_A_FOLDER for r in d.reasons)]
+    return plain[-1] if plain else None
 
 
 def _named(table: Table, start: str) -> Decision:

@@ -272,5 +272,5 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """After each log."""
-        if logs and "divergence" in logs:
+        if logs and {"loss", "divergence"} <= logs.keys():  # the summary at the end has no loss of its own
             self.tell(state.global_step, state.max_steps, logs)

@@ -69,6 +69,18 @@ def test_a_folder_is_read_back() -> None:
     assert finished.digest != decision.digest
 
 
+def test_what_is_open_says_where_it_is_looked_for() -> None:
+    ways = {fix for reason in read_back(gemma(), {}).reasons for fix in reason.fix if reason.code == "NOTICE_MISSING"}
+    assert ways == {
+        "put the licence's text in LICENSES/gemma-tou.txt",
+        "put the student's own licence in LICENSE, with what the terms demand of it",
+        "write it in NOTICE, with the name of the terms document",
+    }
+    shown = read_back(llama(), {"README.md": "# acme"})
+    ways = {fix for reason in shown.reasons for fix in reason.fix if reason.code == "ATTRIBUTION_MISSING"}
+    assert ways == {"rename the student, and the title of README.md with it", "write the line in README.md"}
+
+
 def test_a_placeholder_is_no_licence_copy() -> None:
     short = {**texts(gemma()), "LICENSES/gemma-tou.txt": TEXT[:-1]}
     assert ("NOTICE_MISSING", "Give a copy of the licence") in open_codes(read_back(gemma(), short))

@@ -236,6 +236,14 @@ def test_a_finished_folder_is_read_again_and_what_is_open_is_said(table, use, tm
     assert table.decision(record["digest"]).obligations
 
 
+def test_a_reading_of_a_folder_is_no_audit_to_compare_with(table, use, tmp_path):
+    student = student_of(table, use, tmp_path / "student")
+    plain = audit(table.path, read_toml(use, Use))
+    run(table.path, "--use", use, "--student", student, code=5)
+    found = reaudit(table.path, read_toml(use, Use)).since
+    assert found is not None and found.digest == plain.digest
+
+
 def test_a_student_of_a_refused_use_stays_refused(table, use, tmp_path):
     student = student_of(table, use, tmp_path / "student")
     use.write_text(REFUSED)
