@@ -63,6 +63,14 @@ def test_a_refused_use_exits_3_with_the_section(tmp_path: Path) -> None:
     assert "gemma-tou@2025-03-24 s3" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_training_shorter_than_its_first_log_ends_well_and_tells_what_is_owed(tmp_path: Path) -> None:
+    MarkovTeacher().table(tmp_path / "table", 20)
+    training_folder(tmp_path, steps=3)
+    done = potstill(tmp_path, "train", "train.toml")
+    assert done.returncode == 0, done.stderr
+    assert "owed: Not found in the student's folder: Give a copy of the licence" in done.stderr
+
+
 def test_help_tells_what_the_commands_do() -> None:
     runner = CliRunner()
     assert "--resume" in runner.invoke(train, ["--help"]).output
