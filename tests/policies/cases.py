@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from datetime import date
 from typing import Any
 
+from pydantic import BaseModel
+
+from policies.clauses import judge
 from policies.decision import Decision
 from policies.documents import Bundle, Document
 from policies.evaluate import evaluate
+from policies.facts import Case
 from policies.identity import Material, Teacher
+from policies.merge import Claims
 from policies.use import ACTIONS, Action, Use
 
 TODAY = date(2026, 11, 24)
@@ -111,3 +118,30 @@ def recorded(document: Document, bundle: Bundle) -> dict[str, Any]:
             line = outcome(document, bundle, action, variation)
             cases.setdefault(line, {}).setdefault(action, []).append(variation)
     return {"standing": standing(document, bundle), "cases": cases}
+
+
+def said(document: Document, bundle: Bundle) -> list[str]:
+    """What data/said.json holds of a document: every reason, duty and claim of these cases, word for word."""
+    lines: set[str] = set()
+    for action in ACTIONS:
+        for variation in VARIATIONS:
+            decision = decide(document, bundle, action, variation)
+            own = [r for r in decision.reasons if r.document == document.name]
+            lines |= {f"reason {_line(r)}" for r in own}
+            lines |= {f"duty {_line(o)}" for o in decision.obligations if o.document == document.name}
+            signal = VARIATIONS[variation][2]
+            case = Case(teacher_of(document, bundle), signal, use_of(document, action, variation), document)  # type: ignore[arg-type]
+            lines.add(f"claims {json.dumps(_claims(judge(case, 'stored-copy').claims), ensure_ascii=False)}")
+            lines.add(f"claims {json.dumps(_claims(judge(case, 'secondary').claims), ensure_ascii=False)}")
+    return sorted(lines)
+
+
+def _line(found: BaseModel) -> str:
+    said_ = found.model_dump(mode="json", exclude_defaults=True, exclude={"document", "teacher", "teachers"})
+    return json.dumps(said_, sort_keys=True, ensure_ascii=False)
+
+
+def _claims(claims: Claims) -> dict[str, Any]:
+    """Those that demand something."""
+    found = {f.name: getattr(claims, f.name) for f in fields(Claims) if getattr(claims, f.name) != f.default}
+    return {name: sorted(map(str, v)) if isinstance(v, frozenset) else v for name, v in sorted(found.items())}

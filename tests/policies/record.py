@@ -1,4 +1,4 @@
-"""Write data/documents.json anew: `python -m tests.policies.record`. Read the difference before you commit it."""
+"""Write data/documents.json and said.json anew: `python -m tests.policies.record`. Read the difference before a commit."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from policies.documents import Document, load_bundle
-from tests.policies.cases import recorded
+from tests.policies.cases import recorded, said
 
 PATH = Path(__file__).parent / "data" / "documents.json"
+SAID = PATH.parent / "said.json"
 
 
 def entry(document: Document) -> str:
@@ -25,3 +26,5 @@ def entry(document: Document) -> str:
 if __name__ == "__main__":
     entries = ",\n".join(entry(document) for document in load_bundle().documents)
     PATH.write_text("{\n" + entries + "\n}\n")
+    words = {document.name: said(document, load_bundle()) for document in load_bundle().documents}
+    SAID.write_text(json.dumps(words, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -10,9 +10,10 @@ import pytest
 
 from policies.documents import Bundle, Document, load_bundle
 from policies.use import Action
-from tests.policies.cases import outcome, recorded, standing
+from tests.policies.cases import outcome, recorded, said, standing
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "documents.json").read_text())
+SAID = json.loads((Path(__file__).parent / "data" / "said.json").read_text("utf-8"))
 NAMES = [document.name for document in load_bundle().documents]
 
 
@@ -27,6 +28,14 @@ def test_verdicts_are_as_recorded(name: str) -> None:
     document = bundle.get(name)
     assert document is not None
     assert recorded(document, bundle) == RECORDED[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_are_as_recorded(name: str) -> None:
+    """Section, gist, ways out, facts, parameters and claims: what people read and what is merged with other terms."""
+    document = load_bundle().get(name)
+    assert document is not None
+    assert said(document, load_bundle()) == SAID[name]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ from datetime import date
 import pytest
 
 from policies.binding import _days, _follows, bind
-from policies.documents import Bundle, Document, ModelEntry, load_bundle
+from policies.documents import Bundle, Condition, Document, ModelEntry, load_bundle
 from policies.evaluate import evaluate
 from policies.facts import Answer, Case
 from policies.identity import Teacher
@@ -228,3 +228,34 @@ def test_what_goes_with_the_teachers_own_weights_is_said_and_never_owed_by_a_stu
         passing_on = [o for o in decision.obligations if o.trigger == "on_distribute_teacher"]
         assert [o.type for o in passing_on] == ["license_copy", "notice_file"]
         assert not any(o.due for o in passing_on)
+
+
+def test_an_action_that_no_rule_permits_is_refused_in_the_documents_name() -> None:
+    rule = document("gemma-tou@2025-03-24").rules[0].model_copy(update={"actions": ("collect",)})
+    decision = decide(
+        material(GEMMA), use("internal_use"), bundle_with(document("gemma-tou@2025-03-24", rules=(rule,)))
+    )
+    refused = [(r.code, r.verdict, r.document, r.section, r.gist) for r in decision.reasons if r.verdict == "deny"]
+    says = "gemma-tou@2025-03-24 says nothing that permits internal_use"
+    assert refused == [("UNKNOWN_TERMS", "deny", "gemma-tou@2025-03-24", None, says)]
+
+
+def test_what_would_be_refused_later_is_said_ahead_unless_the_facts_rule_it_out() -> None:
+    """Whoever starts from the family is told nothing; whoever does not is, with the actions that would be refused."""
+    llama = material("meta-llama/Llama-2-7b-hf")
+    ahead = [r for r in decide(llama, use("collect")).reasons if r.code == "SAME_FAMILY_ONLY"]
+    assert [r.verdict for r in ahead] == ["conditional"]
+    assert ahead[0].gist.startswith(
+        "May be kept, but train or distribute_student or host_student or internal_use would be refused: "
+    )
+    inside = use("collect", init_from="meta-llama/Llama-2-13b-hf", licence="LicenseRef-llama-2")
+    assert "SAME_FAMILY_ONLY" not in {r.code for r in decide(llama, inside).reasons}
+    ban = document("llama-2@2023-07-18").rules
+    spared = tuple(
+        r.model_copy(update={"unless": (Condition(commercial=False),)}) if r.code == "SAME_FAMILY_ONLY" else r
+        for r in ban
+    )
+    bundle = bundle_with(document("llama-2@2023-07-18", rules=spared))
+    for commercial in (True, False):
+        found = decide(llama, use("collect", commercial=commercial), bundle)
+        assert ("SAME_FAMILY_ONLY" in {r.code for r in found.reasons}) == commercial
