@@ -1,4 +1,4 @@
-"""Write data/documents.json and said.json anew: `python -m tests.policies.record`. Read the difference before a commit."""
+"""Write documents.json and said.json anew: `python -m tests.policies.record`. Read the difference before a commit."""
 
 from __future__ import annotations
 
