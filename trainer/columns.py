@@ -26,6 +26,25 @@ class ListColumn:
         return self.values[self.starts[i] : self.ends[i]]
 
 
+class Pages:
+    """Memory of past windows, for the next ones: to be given fresh pages by the system costs as much as decoding."""
+
+    def __init__(self) -> None:
+        self.free: list[NDArray[np.uint8]] = []
+
+    def copy(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """The page that holds a copy of `values`, and the copy. Give the page back to `free`."""
+        fitting = [n for n, page in enumerate(self.free) if page.nbytes >= values.nbytes]
+        if fitting:
+            page = self.free.pop(fitting[0])
+        else:
+            del self.free[:1]  # one that is too small, so that pages do not add up
+            page = np.empty(values.nbytes + values.nbytes // 8, dtype=np.uint8)
+        copy = page[: values.nbytes].view(values.dtype)
+        np.copyto(copy, values)
+        return page, copy
+
+
 def list_column(column: pa.ChunkedArray) -> ListColumn:
     """A list column; a text column, or the joined contents of a column of messages, as UTF-8 (nothing where null)."""
     if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):

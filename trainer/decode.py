@@ -10,7 +10,8 @@ Letters: N loss tokens, K candidates, B sequences, S positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,37 +19,64 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.columns import ListColumn, list_column, tail_sums_at
+from trainer.columns import ListColumn, Pages, list_column, tail_sums_at
 from trainer.errors import StreamRefused
 from trainer.index import READ_ERRORS, RowIndex, open_parquet
 from trainer.rewriting import Rewriter
 
 COLUMNS = ["prompt_token_ids", "token_ids", "token_logprobs", "top_ids", "top_logprobs", "log_tail"]
 
-Labels = dict[int, dict[str, ListColumn]]
-"""Decoded row groups of a window, by block number; a damaged block is absent."""
+WIDE_COLUMNS = ("top_ids", "top_logprobs")
 
 
-def read_blocks(index: RowIndex, blocks: Sequence[int], columns: Sequence[str], temperature: float = 1.0) -> Labels:
+class Labels(dict[int, dict[str, ListColumn]]):
+    """Decoded row groups of a window, by block number; a damaged block is absent.
+
+    The candidates lie in `memory`, which gets its pages back when the window is no longer used.
+    """
+
+    def __init__(self, memory: Pages) -> None:
+        super().__init__()
+        self._memory = memory
+        self._taken: list[NDArray[np.uint8]] = []
+
+    def keep(self, column: ListColumn) -> ListColumn:
+        """The same column in memory of the window."""
+        page, values = self._memory.copy(column.values)
+        self._taken.append(page)
+        return replace(column, values=values)
+
+    def __del__(self) -> None:
+        self._memory.free += self._taken
+
+
+def read_blocks(
+    index: RowIndex, blocks: Sequence[int], columns: Sequence[str], memory: Pages, temperature: float = 1.0
+) -> Labels:
     """Decode some columns of some row groups; of `tail_sums` those at `temperature`.
 
     Raises RowGroupLost when more of the table is unreadable than was allowed.
     """
-    labels: Labels = {}
-    for number in blocks:
-        block = index.blocks[number]
-        try:
-            with open_parquet(block.path) as parquet:
+    labels, path = Labels(memory), None
+    with ExitStack() as opened:
+        for number in sorted(blocks):  # so that those of one file follow one another
+            block = index.blocks[number]
+            try:
+                if block.path != path:
+                    opened.close()
+                    parquet, path = opened.enter_context(open_parquet(block.path)), block.path
                 table = parquet.read_row_group(block.group, columns=list(columns))
-        except READ_ERRORS as error:
-            index.damage.add(str(block), int(index.first_row[number + 1] - index.first_row[number]), error)
-        else:
-            labels[number] = {
+            except READ_ERRORS as error:
+                path = None
+                index.damage.add(str(block), int(index.first_row[number + 1] - index.first_row[number]), error)
+                continue
+            found = {
                 name: tail_sums_at(table.column(name), temperature)
                 if name == "tail_sums"
                 else list_column(table.column(name))
                 for name in columns
             }
+            labels[number] = found | {name: labels.keep(found[name]) for name in WIDE_COLUMNS}
     return labels
 
 
@@ -73,6 +101,7 @@ class Assembler:
     width: int | None
     temperature: float = 1.0
     rewriter: Rewriter | None = None
+    memory: Pages = field(default_factory=Pages)
 
     def read(self, blocks: Sequence[int]) -> Labels:
         """Decode what batches need of some row groups."""
@@ -80,7 +109,7 @@ class Assembler:
         optional = {"target_positions": index.masked.any(), "top_weights": index.sampled.any(), "tail_sums": warm}
         columns = COLUMNS + [name for name, needed in optional.items() if needed]
         columns += [name for name in (self.rewriter.columns if self.rewriter else ()) if name not in columns]
-        return read_blocks(index, blocks, columns, self.temperature)
+        return read_blocks(index, blocks, columns, self.memory, self.temperature)
 
     def batch(self, packs: Sequence[tuple[tuple[int, ...], Labels]], share: slice) -> dict[str, Tensor]:
         """The tensors of one rank's share of a global batch; their width and K depend on the global batch alone.

@@ -4,16 +4,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from collectors.providers.embedded import default_gguf
-
 
 def save(folder: Path) -> None:
-    """The GGUF's weights as bfloat16 safetensors, and its tokenizer; nothing when they are there already."""
-    if (folder / "config.json").is_file():
-        return
+    """The GGUF's weights as bfloat16 safetensors, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from collectors.providers.embedded import default_gguf
+
     gguf = default_gguf()
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     model.hf_quantizer = None  # they are no longer quantised
@@ -22,5 +20,5 @@ def save(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and not (Path(sys.argv[1]) / "config.json").is_file():
     save(Path(sys.argv[1]))

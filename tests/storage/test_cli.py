@@ -79,7 +79,10 @@ def test_compact_and_purge(table):
 
 def test_takedown_says_what_it_reaches_first(table):
     arguments = (table.path, "--where", "prompt_id = 'p000001'")
-    assert "1 rows, 0 rejects, 0 journal entries, 0 archived responses would go" in run(cli.takedown, *arguments, "--dry-run").stdout
+    assert (
+        "1 rows, 0 rejects, 0 journal entries, 0 archived responses would go"
+        in run(cli.takedown, *arguments, "--dry-run").stdout
+    )
     assert "--reason" in run(cli.takedown, *arguments, code=2).stderr
     done = run(cli.takedown, *arguments, "--reason", "asked to")
     assert "are gone" in done.stdout and "--purge" in done.stdout

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from storage.errors import StorageError
+from storage.query import sql
 from storage.rows import TailSum
 from storage.table import Table
 from tests.trainer.synthetic import MarkovTeacher, training_folder
@@ -91,6 +92,20 @@ def test_rows_are_chosen_by_sql(tmp_path: Path) -> None:
     assert stream.index.left_out == {"left out by the caller": 30}
     with pytest.raises(StorageError, match="no_such_column"):
         train(read_config(settings(tmp_path, 'where = "no_such_column = 1"')))
+
+
+def test_keys_that_are_left_out_are_neither_trained_on_nor_held_out(tmp_path: Path) -> None:
+    table = folder(tmp_path, files=2)
+    keys = sql(table.path, "SELECT key FROM soft_labels ORDER BY key")["key"].to_pylist()
+    (tmp_path / "wrong.txt").write_text("\n".join(keys[:20]), encoding="utf-8")
+    config = read_config(settings(tmp_path, 'leave_out = "wrong.txt"'))
+    assert train(config).record["left_out"] == {"left out by the caller": 20}
+    student = make_student(config, table)
+    rows = {
+        split: len(make_stream(config, table, student, split=split, batch_size=4).index)
+        for split in ("train", "holdout")
+    }
+    assert sum(rows.values()) == 40
 
 
 def test_a_temperature_goes_to_the_stream_or_is_refused(tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
         (["train", "train.toml"], ("max_steps = 20", "max_stepz = 20"), 2, "did you mean max_steps?"),
         (["train", "train.toml"], ('table = "table"', 'table = "none"'), 2, "no soft-label table"),
         (["train", "train.toml", "--resume"], ("", ""), 2, "no finished checkpoint"),
+        (
+            ["train", "train.toml"],
+            ("[data]", '[data]\nleave_out = "wrong.txt"'),
+            2,
+            "wrong.txt cannot be read: No such file",
+        ),
         (["train", "nowhere.toml"], ("", ""), 2, "there is no such file"),
         (["evaluate", "train.toml"], ("", ""), 2, "no trained student"),
     ],

@@ -13,8 +13,8 @@ WORLD = {
     "smith": ("forges mends sells", "nails tools knives", "forge barn market"),
     "gardener": ("waters plants grows", "roses beans trees", "garden field park"),
 }
-NAMES = "Anna Ben Clara David Emma Felix Greta Hugo".split()
-TIMES = "today now often again".split()
+NAMES = ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo"]
+TIMES = ["today", "now", "often", "again"]
 random.seed(0)
 
 

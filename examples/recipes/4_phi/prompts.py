@@ -1,10 +1,10 @@
-"""A grid of topics and readers: the first words of 48 small textbooks (writes prompts.jsonl)."""
+"""A grid of topics and readers: the first words of 24 small textbooks (writes prompts.jsonl)."""
 
 import itertools
 import json
 from pathlib import Path
 
-TOPICS = ["the water cycle", "magnets", "fractions", "how bread rises", "the heart", "volcanoes", "maps", "the moon"]
+TOPICS = ["the water cycle", "magnets", "fractions", "how bread rises"]
 READERS = ["children", "students", "teachers"]
 BEGINNINGS = ["Lesson 1: {topic}, for {reader}.\n\nWe begin with", "{topic} explained to {reader}.\n\nFirst of all,"]
 
