@@ -25,7 +25,7 @@ FUNCTIONS = {
 }
 
 lines = []
-for (name, thing), a, b in itertools.product(THINGS, (2, 5), (1, 4)):
+for (name, thing), a, b in itertools.product(THINGS, (2, 3, 5), (1, 2, 4)):
     prompt = SUM_EXAMPLE + SUM.format(name=name, thing=thing, a=a, b=b)
     lines.append({"id": f"sum-{name}-{a}-{b}", "prompt": prompt, "domain": "sums", "reference": str(a + b)})
 for head, test in FUNCTIONS.items():
