@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from storage.query import sql
 
 RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
 NAMES = sorted(path.name for path in RECIPES.iterdir() if path.is_dir() and path.name != "__pycache__")
-OFFLINE = {
+SURROUNDINGS = {
+    "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "HTTP_PROXY": "http://127.0.0.1:9",
     "HTTPS_PROXY": "http://127.0.0.1:9",
     "NO_PROXY": "127.0.0.1,localhost",
 }
-Follow = Callable[[str], tuple[Path, list[str]]]
+Followed = tuple[Path, list[str]]
+Started = dict[str, Future[Followed]]
 
 
 def commands(readme: str) -> list[tuple[str, int]]:
@@ -38,6 +41,10 @@ def commands(readme: str) -> list[tuple[str, int]]:
     return found
 
 
+def readme(name: str) -> str:
+    return (RECIPES / name / "README.md").read_text(encoding="utf-8")
+
+
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """One command as a reader types it: by bash, with this environment's programs first."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -45,40 +52,55 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
-        env={**kept, **OFFLINE, "PATH": path},
+        env={**kept, **SURROUNDINGS, "PATH": path},
         capture_output=True,
         text=True,
         timeout=280,
     )
 
 
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def follow(name: str, folder: Path, gemma: Future[None] | None) -> Followed:
+    """Follow a recipe's README in a copy of it: → its folder, what each command printed."""
+    copy = folder / "recipes"
+    shutil.copytree(RECIPES, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    if gemma is not None:
+        gemma.result()
+        (copy / "teacher").symlink_to(folder.parent / "teacher")
+    said = []
+    for command, code in commands(readme(name)):
+        done = run(command, copy / name)
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+        said.append(done.stdout + done.stderr)
+    return copy / name, said
+
+
+def make_gemma(folder: Path) -> None:
     """The folder that `python ../gemma.py ../teacher` makes, once for all recipes."""
-    folder = tmp_path_factory.mktemp("gemma") / "teacher"
     done = run(f"python gemma.py {folder}", RECIPES)
     assert done.returncode == 0, done.stderr
-    return folder
+
+
+@pytest.fixture(scope="session")
+def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """The recipes that this session's tests ask for, two at a time; those with Gemma as a folder wait for it."""
+    names = [
+        item.callspec.params["recipe"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "recipe" in getattr(item, "fixturenames", ())
+    ]
+    folder = tmp_path_factory.mktemp("recipes")
+    pool = ThreadPoolExecutor(2)
+    gemma = pool.submit(make_gemma, folder / "teacher") if any("gemma.py" in readme(name) for name in names) else None
+    yield {
+        name: pool.submit(follow, name, folder / name, gemma if "gemma.py" in readme(name) else None) for name in names
+    }
+    pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture
-def follow(tmp_path: Path, request: pytest.FixtureRequest) -> Follow:
-    """Follow a recipe's README in a copy of it: → its folder, what each command printed."""
-
-    def follow(name: str) -> tuple[Path, list[str]]:
-        copy = tmp_path / "recipes"
-        shutil.copytree(RECIPES, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        readme = (copy / name / "README.md").read_text(encoding="utf-8")
-        if "gemma.py" in readme:
-            (copy / "teacher").symlink_to(request.getfixturevalue("teacher"))
-        said = []
-        for command, code in commands(readme):
-            done = run(command, copy / name)
-            assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
-            said.append(done.stdout + done.stderr)
-        return copy / name, said
-
-    return follow
+def recipe(started: Started, request: pytest.FixtureRequest) -> Followed:
+    """One of them, when it has ended: its folder, what each command printed."""
+    return started[request.param].result()
 
 
 def column(folder: Path, expression: str) -> list[Any]:
@@ -112,13 +134,13 @@ def test_each_recipe_is_listed_and_short() -> None:
     assert len(NAMES) == 8
     for name in NAMES:
         assert f"]({name})" in listed
-        lines = (RECIPES / name / "README.md").read_text(encoding="utf-8").splitlines()
-        assert len(lines) <= 40
-        assert commands("\n".join(lines))
+        assert len(readme(name).splitlines()) <= 40
+        assert commands(readme(name))
 
 
-def test_a_withheld_class_is_learned_from_soft_labels(follow: Follow) -> None:
-    folder, _ = follow("1_soft_labels")
+@pytest.mark.parametrize("recipe", ["1_soft_labels"], indirect=True)
+def test_a_withheld_class_is_learned_from_soft_labels(recipe: Followed) -> None:
+    folder, _ = recipe
     recalls = json.loads((folder / "recall.json").read_text(encoding="utf-8"))
     mean = {name: sum(values) / len(values) for name, values in recalls.items()}
     assert {len(values) for values in recalls.values()} == {10}
@@ -128,8 +150,9 @@ def test_a_withheld_class_is_learned_from_soft_labels(follow: Follow) -> None:
     assert mean["hard"] <= 0.01
 
 
-def test_every_other_layer_of_a_masked_teacher(follow: Follow) -> None:
-    folder, _ = follow("2_distilbert")
+@pytest.mark.parametrize("recipe", ["2_distilbert"], indirect=True)
+def test_every_other_layer_of_a_masked_teacher(recipe: Followed) -> None:
+    folder, _ = recipe
     found = report(folder, rows=50)
     assert set(column(folder, "mode")) == {"mask"}
     assert student_config(folder)["num_hidden_layers"] == 2
@@ -138,24 +161,27 @@ def test_every_other_layer_of_a_masked_teacher(follow: Follow) -> None:
     assert found["loss"]["hard_weight"] > 0
 
 
-def test_a_corpus_that_the_teacher_scored(follow: Follow) -> None:
-    folder, _ = follow("3_tinyllama")
+@pytest.mark.parametrize("recipe", ["3_tinyllama"], indirect=True)
+def test_a_corpus_that_the_teacher_scored(recipe: Followed) -> None:
+    folder, _ = recipe
     report(folder, rows=4)
     assert set(column(folder, "mode")) == {"score"}
     assert column(folder, "prompt_licence") == ["PSF-2.0"] * 40
 
 
-def test_answers_are_filtered_before_they_are_learned(follow: Follow) -> None:
-    folder, _ = follow("4_phi")
+@pytest.mark.parametrize("recipe", ["4_phi"], indirect=True)
+def test_answers_are_filtered_before_they_are_learned(recipe: Followed) -> None:
+    folder, _ = recipe
     held_out = report(folder, rows=2)["rows"]
     entropies = column(folder, "mean_entropy")
     kept = sum(entropy < 2.0 for entropy in entropies)
     assert 0 < trained_rows(folder) + held_out <= kept < len(entropies) == 24
 
 
-def test_only_traces_that_were_found_right_are_learned(follow: Follow) -> None:
-    folder, said = follow("5_reasoning")
-    held_out = report(folder, rows=2)["rows"]
+@pytest.mark.parametrize("recipe", ["5_reasoning"], indirect=True)
+def test_only_traces_that_were_found_right_are_learned(recipe: Followed) -> None:
+    folder, said = recipe
+    held_out = report(folder, rows=3)["rows"]
     wrong = set((folder / "wrong.txt").read_text(encoding="utf-8").split())
     keys = column(folder, "key")
     assert wrong < set(keys)
@@ -165,22 +191,25 @@ def test_only_traces_that_were_found_right_are_learned(follow: Follow) -> None:
     assert sum(int(right) for right, _ in counts) == len(keys) - len(wrong)
 
 
-def test_what_must_be_refused(follow: Follow) -> None:
-    folder, said = follow("6_refused")
+@pytest.mark.parametrize("recipe", ["6_refused"], indirect=True)
+def test_what_must_be_refused(recipe: Followed) -> None:
+    folder, said = recipe
     assert "openai-services-agreement@" in said[0]
     assert "anthropic-commercial@" in said[1]
     assert not (folder / "soft_labels").exists()
 
 
-def test_a_classifier_from_the_probabilities_of_words(follow: Follow) -> None:
-    folder, _ = follow("7_classifier")
+@pytest.mark.parametrize("recipe", ["7_classifier"], indirect=True)
+def test_a_classifier_from_the_probabilities_of_words(recipe: Followed) -> None:
+    folder, _ = recipe
     found = report(folder, rows=20)
     assert found["models"]["student"]["accuracy"]["value"] >= 0.8
     assert student_config(folder)["architectures"] == ["BertForSequenceClassification"]
 
 
-def test_labels_reach_another_tokenizer(follow: Follow) -> None:
-    folder, said = follow("8_own_tokenizer")
+@pytest.mark.parametrize("recipe", ["8_own_tokenizer"], indirect=True)
+def test_labels_reach_another_tokenizer(recipe: Followed) -> None:
+    folder, said = recipe
     report(folder, rows=2)
     assert student_config(folder)["vocab_size"] == 1000
     assert re.search(r"another tokenizer: (99|100)\.\d% of [\d,]+ labels are usable", "".join(said))
