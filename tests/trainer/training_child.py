@@ -26,6 +26,8 @@ from trainer.loop import DistillationTrainer
 SEQUENCES = 8
 PER_TOKEN = ("target_ids", "target_logprobs", "top_ids", "top_logprobs", "log_tail", "from_teacher", "weight")
 PATIENCE = 240.0
+SLOWED = 0.1
+"""Seconds that each step takes longer, so that a kill shortly after a step has begun never finds the training over."""
 
 
 def settings_file(folder: Path, world: int) -> Path:
@@ -48,6 +50,7 @@ def run_rank(rank: int, world: int, port: int, folder: Path, attempt: int, resum
         with path.with_suffix(".partial").open("wb") as file:
             np.savez(file, loss=loss.item(), **{name: tensor.numpy() for name, tensor in inputs.items()})
         path.with_suffix(".partial").rename(path)
+        time.sleep(SLOWED)
         return loss
 
     DistillationTrainer.compute_loss = written_down  # type: ignore[method-assign]
@@ -104,8 +107,8 @@ def killed_training(context: Any, folder: Path, worlds: list[int], steps: int, s
             finish(ranks, folder)
             break
         done = last_checkpoint_step(folder)
-        step = min(done + dice.randint(0, max(2 * (steps - done) // (len(worlds) - attempt), 1)), steps - 1)
-        kills += kill_in_step(ranks, folder, attempt, step, dice.random() * 0.2)
+        step = dice.randint(done, max(done, steps * (attempt + 1) // len(worlds)))
+        kills += kill_in_step(ranks, folder, attempt, step, dice.random() * SLOWED)
     return kills
 
 
