@@ -18,8 +18,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## the whole story with a real teacher, in demo/ (QUICK=1: smaller)
 	@$(BIN)/python examples/demo/demo.py $(if $(QUICK),--quick)
 
-test: $(READY) ## all tests
-	@$(BIN)/pytest
+test: $(READY) ## all tests, in two processes
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .

@@ -88,6 +88,7 @@ class _Run:
         self._stop = stop
         self._state = RunState()
         self._plan: Plan | None = None
+        self._recovered = 0
         self._known: tuple[KeySet, KeySet] | None = None
         self._start: Mark | None = None
         self._tokens_before = TeacherTokens()
@@ -192,6 +193,7 @@ class _Run:
         for raw, outcome in self._keeper.recover():
             if saved is None or raw.received_at > saved:
                 self._budget.spent += _spent(outcome)
+        self._recovered = self._keeper.counts.committed + self._keeper.counts.rejected
         if count := self._keeper.counts.committed:
             self._watcher.say(f"{count:,} rows from what an earlier start had received")
 
@@ -310,7 +312,7 @@ class _Run:
         if self._plan is not None:
             state.duplicates += self._plan.duplicates
             old = 0 if self._start is None else self._start.prompts * self._config.ask.samples
-            state.done_before = old + self._plan.already_known if self._limit is None else 0
+            state.done_before = old + self._plan.already_known - self._recovered if self._limit is None else 0
         return state
 
     def _end(self) -> RunReport:

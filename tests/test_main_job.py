@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,14 +111,18 @@ def potstill(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def keys(table: Path) -> list[str]:
-    return sorted(sql(table, "SELECT key FROM soft_labels")["key"].to_pylist())
+    """Of rows, and of answers that are no rows since llama.cpp left out log-probabilities inside a character."""
+    found = sql(table, "SELECT key, NULL AS reason FROM soft_labels UNION ALL SELECT key, reason FROM rejects")
+    assert set(found["reason"].to_pylist()) <= {None, "length_mismatch"}
+    assert found["reason"].null_count > 0.8 * PROMPTS
+    return sorted(found["key"].to_pylist())
 
 
 def test_a_collection_killed_in_the_middle_asks_again_at_most_what_was_in_flight(tmp_path: Path, teacher: str) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    assert potstill("collect", project(whole, teacher)).returncode == 0
+    assert potstill("collect", project(whole, teacher)).returncode in (0, 4)
 
     proxy = CountingProxy(teacher)
     run = project(killed, proxy.url)
@@ -133,7 +138,9 @@ def test_a_collection_killed_in_the_middle_asks_again_at_most_what_was_in_flight
     assert 3 * CONCURRENCY <= before < PROMPTS, "the kill came too early or too late to prove anything"
 
     done = potstill("collect", run)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 4), done.stderr
+    told = re.search(rf"^(\d+) of {PROMPTS} rows committed", done.stderr, re.MULTILINE)
+    assert told and 0.8 * PROMPTS < int(told[1]) <= PROMPTS
     assert keys(killed / "table") == keys(whole / "table")
     assert len(set(keys(killed / "table"))) == PROMPTS
     asked_again = sum(count - 1 for count in proxy.asked.values())
@@ -141,7 +148,7 @@ def test_a_collection_killed_in_the_middle_asks_again_at_most_what_was_in_flight
     proxy.shutdown()
 
     third = potstill("collect", run)
-    assert third.returncode == 0
+    assert third.returncode == 0 and "nothing to do" in third.stdout
     assert len(keys(killed / "table")) == PROMPTS
 
 

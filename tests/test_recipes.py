@@ -8,8 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ SURROUNDINGS = {
     "NO_PROXY": "127.0.0.1,localhost",
 }
 Followed = tuple[Path, list[str]]
-Started = dict[str, Future[Followed]]
+pytestmark = pytest.mark.timeout(600)
 
 
 def commands(readme: str) -> list[tuple[str, int]]:
@@ -59,48 +57,28 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def follow(name: str, folder: Path, gemma: Future[None] | None) -> Followed:
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `python ../gemma.py ../teacher` makes, once for all recipes."""
+    folder = tmp_path_factory.mktemp("gemma") / "teacher"
+    done = run(f"python gemma.py {folder}", RECIPES)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Followed:
     """Follow a recipe's README in a copy of it: → its folder, what each command printed."""
-    copy = folder / "recipes"
+    name, copy = request.param, tmp_path / "recipes"
     shutil.copytree(RECIPES, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    if gemma is not None:
-        gemma.result()
-        (copy / "teacher").symlink_to(folder.parent / "teacher")
+    if "gemma.py" in readme(name):
+        (copy / "teacher").symlink_to(request.getfixturevalue("gemma"))
     said = []
     for command, code in commands(readme(name)):
         done = run(command, copy / name)
         assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
         said.append(done.stdout + done.stderr)
     return copy / name, said
-
-
-def make_gemma(folder: Path) -> None:
-    """The folder that `python ../gemma.py ../teacher` makes, once for all recipes."""
-    done = run(f"python gemma.py {folder}", RECIPES)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="session")
-def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
-    """The recipes that this session's tests ask for, two at a time; those with Gemma as a folder wait for it."""
-    names = [
-        item.callspec.params["recipe"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and "recipe" in getattr(item, "fixturenames", ())
-    ]
-    folder = tmp_path_factory.mktemp("recipes")
-    pool = ThreadPoolExecutor(2)
-    gemma = pool.submit(make_gemma, folder / "teacher") if any("gemma.py" in readme(name) for name in names) else None
-    yield {
-        name: pool.submit(follow, name, folder / name, gemma if "gemma.py" in readme(name) else None) for name in names
-    }
-    pool.shutdown(cancel_futures=True)
-
-
-@pytest.fixture
-def recipe(started: Started, request: pytest.FixtureRequest) -> Followed:
-    """One of them, when it has ended: its folder, what each command printed."""
-    return started[request.param].result()
 
 
 def column(folder: Path, expression: str) -> list[Any]:

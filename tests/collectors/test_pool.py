@@ -74,7 +74,7 @@ def test_two_that_differ_are_no_pool(tmp_path: Path) -> None:
 
 
 class Swap:
-    """A pool of three, the first of which becomes another model once it was compared so often and has rows."""
+    """A pool of three, the first of which becomes another model when it has rows and was compared so often since."""
 
     def __init__(
         self,
@@ -82,11 +82,11 @@ class Swap:
         folder: Path,
         *,
         prompts: int = 400,
-        compared: int = 2,
+        compared: int = 1,
         seconds: float = 0.1,
     ) -> None:
         monkeypatch.setattr(pool, "CANARY_SECONDS", seconds)
-        self._asked = compared * len(PROMPTS)
+        self._compared, self._enough = compared, 0
         self.at: datetime | None = None
         self.wrong: set[int] = set()
         self.turned, *others = self.servers = [TeacherServer(latency=0.05) for _ in range(3)]
@@ -104,7 +104,10 @@ class Swap:
 
     def _watch(self, ask: Ask) -> None:
         songs = sum(one.body["n_predict"] == 4 and one.body["temperature"] == 0 for one in self.turned.asks)
-        if self.at is None and songs > self._asked - 1 and ours(self.turned) > 10:
+        if ours(self.turned) <= 10:
+            begun = -(-songs // len(PROMPTS))
+            self._enough = (begun + self._compared) * len(PROMPTS)
+        elif self.at is None and songs >= self._enough:
             self.at = datetime.now(UTC)
 
     def _wrong(self, ask: Ask) -> str | None:
@@ -148,7 +151,7 @@ def test_a_model_swapped_during_the_run_stops_that_endpoint_and_flags_its_rows(
 def test_the_last_look_finds_what_was_swapped_since_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Swap(monkeypatch, tmp_path, prompts=90, compared=1, seconds=3600.0) as swap:
+    with Swap(monkeypatch, tmp_path, prompts=90, compared=0, seconds=3600.0) as swap:
         watcher = Recorder()
         assert collect(swap.config, watcher=watcher).committed == 90
         assert [line for line in watcher.lines if "no longer answers" in line]
