@@ -1,8 +1,12 @@
 """What takes longest starts first, so that the other process of `make test` is not left waiting for it at the end."""
 
+import signal
+
 import pytest
 
 LONGEST_FIRST = ("tests/test_recipes.py", "tests/storage/test_machine.py", "tests/collectors/test_machine.py")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would children
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

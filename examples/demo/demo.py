@@ -226,6 +226,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer prompts, shorter answers, fewer steps")
     quick = parser.parse_args().quick
     start = time.monotonic()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it; children would too
     try:
         prompts = prepare(quick)
         step_probe()
