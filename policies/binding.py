@@ -36,6 +36,8 @@ SERVED_BY: dict[str, str] = {
     "xai": "xai-api",
 }
 """Names that an aggregator reports for the provider that served, as access paths; a path's own name also counts."""
+AGGREGATOR = "openrouter"
+"""The access path that passes requests on to others, whose terms then govern."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _by_path(teacher: Teacher, path: str, bundle: Bundle, day: date) -> Binding:
     if any(d.kind == "consumer_terms" for d in terms):
         gist = f"{path} is a consumer product, which is never collected from"
         return service + Binding((), (Problem("CONSUMER_ENDPOINT", gist),))
-    if path == "openrouter":
+    if path == AGGREGATOR:
         return service + _served(teacher, bundle, day)
     licence = licences(teacher.model, teacher.revision, bundle)
     if any(_fit(entry, teacher.model, None) for d in terms for entry in d.models):
@@ -208,11 +210,13 @@ def _served(teacher: Teacher, bundle: Bundle, day: date) -> Binding:
     """An aggregator: the terms of the provider that served the request; without it nothing can be cleared."""
     if teacher.served_by is None:
         licence = licences(teacher.model, teacher.revision, bundle)
+        if not (licence.bound or licence.problems or _some_service_offers(teacher.model, bundle)):
+            return Binding((), (_unknown(teacher),))
         gist = "the provider that served the request governs, and it is not recorded"
         return licence + Binding((), (Problem("SERVED_PROVIDER_MISSING", gist, "teacher.served_by"),))
     name = re.sub(r"[\s_-]+", " ", teacher.served_by).casefold().strip()
     path = SERVED_BY.get(name, name.replace(" ", "-"))
-    if path in ("openrouter", "self-host"):
+    if path in (AGGREGATOR, "self-host"):
         return Binding((), (Problem("UNKNOWN_TERMS", f"{teacher.served_by} is no provider that can have served"),))
     vendor, _, short = teacher.model.partition("/")
     inner = _by_path(teacher, path, bundle, day)
@@ -220,6 +224,12 @@ def _served(teacher: Teacher, bundle: Bundle, day: date) -> Binding:
     if unknown and short and SERVED_BY.get(vendor.casefold()) == path:
         return _by_path(teacher.model_copy(update={"model": short}), path, bundle, day)
     return inner
+
+
+def _some_service_offers(model: str, bundle: Bundle) -> bool:
+    """Whether a service's terms name the model, with or without the vendor that an aggregator puts before it."""
+    entries = [entry for document in bundle.documents if document.kind == "api_terms" for entry in document.models]
+    return any(_fit(entry, name, None) for entry in entries for name in (model, model.partition("/")[2]))
 
 
 def _with_incorporated(result: Binding, teacher: Teacher, bundle: Bundle, day: date) -> Binding:

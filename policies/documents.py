@@ -23,7 +23,7 @@ from policies.decision import Trigger, Verdict, canonical, digest_of
 from policies.errors import RegisterError
 from policies.identity import Signal
 from policies.settings import explain
-from policies.use import Action, Business, StudentKind
+from policies.use import Action, Business, Country, StudentKind
 
 Confidence = Literal["stored-copy", "secondary", "memory"]
 CONFIDENCES: tuple[Confidence, ...] = ("stored-copy", "secondary", "memory")
@@ -59,8 +59,8 @@ class Condition(_Entry):
     revenue_over_usd: float | None = None
     users_over: int | None = None
     users_on: date | None = None
-    domicile: tuple[str, ...] | None = None
-    territory: tuple[str, ...] | None = None
+    domicile: tuple[Country, ...] | None = None
+    territory: tuple[Country, ...] | None = None
     teacher: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
@@ -99,7 +99,7 @@ class Duty(_Entry):
     monthly_revenue_over_usd: float | None = None
     annual_revenue_over_usd: float | None = None
     business: tuple[Business, ...] | None = None
-    territory: tuple[str, ...] | None = None
+    territory: tuple[Country, ...] | None = None
     mark: str | None = None
     policy: str | None = None
     applies: str | None = None

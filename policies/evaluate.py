@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from types import ModuleType
 from typing import Any
 
-from policies.binding import Binding, Bound, Problem, bind
+from policies.binding import AGGREGATOR, Binding, Bound, Problem, bind
 from policies.clauses import Finding, judge
 from policies.codes import ways_out
 from policies.decision import VERDICTS, Decision, Obligation, Reason, TeacherVerdict, Verdict, digest_of
@@ -61,7 +61,7 @@ def evaluate(
     if not materials:
         raise FactsError("there is nothing to judge: name a teacher, or audit a table that has rows")
     for material in materials:
-        _check_dates(material, day)
+        _check_facts(material, day)
     for on in use.organisation.monthly_active_users_on:
         if on > day:
             raise FactsError(f"organisation.monthly_active_users_on: {on} lies in the future")
@@ -89,7 +89,13 @@ def evaluate(
     )
 
 
-def _check_dates(material: Material, today: date) -> None:
+def _check_facts(material: Material, today: date) -> None:
+    teacher = material.teacher
+    if teacher.served_by is not None and teacher.access_path != AGGREGATOR:
+        raise FactsError(
+            f"{teacher.label}: served_by: only an aggregator passes requests on, and {teacher.access_path} is none; "
+            "leave it out, or give the access path of the one that answered"
+        )
     for name in ("collected_from", "collected_to"):
         day = getattr(material, name)
         if day is not None and day > today + timedelta(days=1):  # clocks of other time zones

@@ -9,18 +9,14 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+from policies.countries import within
 from policies.documents import Condition, Document
 from policies.identity import SIGNALS, Signal, Teacher
 from policies.licences import under
 from policies.use import Use
-
-EU = frozenset(
-    "AT BE BG CY CZ DE DK EE ES EU FI FR GR HR HU IE IT LT LU LV MT NL PL PT RO SE SI SK".split()  # noqa: SIM905 -- one line
-)
-TERRITORIES: dict[str, frozenset[str]] = {"EU": EU}
-"""Territories of more than one country; any other name is a country's own ISO code."""
 
 
 class Answer(NamedTuple):
@@ -57,14 +53,10 @@ def any_of(answers: Iterable[Answer]) -> Answer:
     return negate(all_of(negate(answer) for answer in answers))
 
 
-def matches(text: str, patterns: Iterable[str]) -> bool:
+@lru_cache(maxsize=4096)  # each teacher meets every pattern of the register
+def matches(text: str, patterns: tuple[str, ...]) -> bool:
     """Whether a model id or revision matches one of the globs; case does not count, as on the hubs."""
     return any(fnmatch.fnmatchcase(text.casefold(), pattern.casefold()) for pattern in patterns)
-
-
-def within(country: str, territory: str) -> bool:
-    """Whether a country lies in a territory such as EU, GB or KR."""
-    return country in TERRITORIES.get(territory, frozenset({territory}))
 
 
 @dataclass(frozen=True)

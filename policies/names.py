@@ -19,8 +19,12 @@ def begins_with(name: str, prefix: str) -> bool:
 
 
 def bears(name: str, mark: str) -> bool:
-    """Whether a name contains a mark, in any case."""
-    return _plain(mark).casefold() in _plain(name).casefold()
+    """Whether a name contains a mark, in any case and however it is cut into words."""
+    return _run_together(mark) in _run_together(name)
+
+
+def _run_together(name: str) -> str:
+    return _plain(name).replace("-", "").casefold()
 
 
 def common_prefix(prefixes: Iterable[str]) -> str | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
 
+from policies.countries import known_country
 from policies.identity import Signal
 from policies.settings import Settings
 
@@ -25,14 +26,7 @@ ACTIONS: tuple[Action, ...] = (
 StudentKind = Literal["general_llm", "narrow_llm", "classifier", "embedding"]
 Business = Literal["model_as_a_service", "ai_work_assistant", "other"]
 
-
-def _country(code: str) -> str:
-    if len(code) != 2 or not code.isascii() or not code.isupper():
-        raise ValueError("should be an ISO 3166 code of two capital letters, such as DE")
-    return code
-
-
-Country = Annotated[str, AfterValidator(_country)]
+Country = Annotated[str, AfterValidator(known_country)]
 
 
 class Student(Settings):
@@ -60,7 +54,7 @@ class Organisation(Settings):
     commercial: bool | None = None
     annual_revenue_usd: float | None = Field(default=None, ge=0)
     monthly_active_users: int | None = Field(default=None, ge=0)
-    monthly_active_users_on: dict[date, int] = Field(default_factory=dict)
+    monthly_active_users_on: dict[date, NonNegativeInt] = Field(default_factory=dict)
     business: tuple[Business, ...] | None = None
     registrations: tuple[str, ...] | None = None
     separate_licences: tuple[str, ...] | None = None

@@ -233,6 +233,12 @@ def test_a_future_number_of_users_and_nothing_at_all_are_refused() -> None:
         decide([], use())
 
 
+@pytest.mark.parametrize("teacher", [f"{QWEN}#together/Groq", f"{QWEN}#self_host/Together"])
+def test_only_an_aggregator_can_have_had_a_request_served_by_another(teacher: str) -> None:
+    with pytest.raises(FactsError, match=r"served_by: only an aggregator passes requests on, and \S+ is none"):
+        decide(material(teacher), use())
+
+
 def test_dates_of_rows_must_be_in_order() -> None:
     with pytest.raises(ValueError, match="collected_from lies after collected_to"):
         material(collected_from=date(2026, 3, 1), collected_to=date(2026, 2, 1))

@@ -86,6 +86,8 @@ def test_places_that_are_not_given_are_asked_for() -> None:
     here = case("hunyuan-large@2024-11-05", use(deploys_in=["US", "FR"]))
     assert here.deployed(("EU",)) == Answer(True, facts={"organisation.deploys_in": ["US", "FR"]})
     assert here.deployed(("KR",)).holds is False
+    overseas = case("hunyuan-large@2024-11-05", use(deploys_in=["US", "GF"]))
+    assert overseas.deployed(("EU",)).holds is True
 
 
 def test_users_of_the_licences_own_day_are_named_with_it() -> None:

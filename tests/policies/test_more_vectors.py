@@ -51,8 +51,13 @@ def test_case(case: dict[str, Any]) -> None:
     materials, waivers = materials_of(case), []
     if "waiver" in case:
         waivers = [waiver_of(case["waiver"], materials[0].teacher, **case.get("waiver_changes", {}))]
-    decision = evaluate(materials, use_of(case), bundle=load_bundle(), today=TODAY, waivers=waivers)
+    today = date.fromisoformat(case.get("today", TODAY.isoformat()))
+    decision = evaluate(materials, use_of(case), bundle=load_bundle(), today=today, waivers=waivers)
     codes = {reason.code for reason in decision.reasons}
     assert (decision.verdict, set(case.get("codes", ())) - codes) == (case["verdict"], set()), decision.to_json()
     if "missing" in case:
         assert list(decision.missing_facts) == case["missing"]
+    if "due" in case:
+        assert sorted({o.type for o in decision.obligations if o.due and o.trigger != "always"}) == case["due"]
+    if "drop" in case:
+        assert decision.drop is not None and list(decision.drop.teachers) == case["drop"]

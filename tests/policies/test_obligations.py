@@ -53,6 +53,7 @@ def test_beginnings(name: str, prefix: str, begins: bool) -> None:
 def test_marks_are_found_in_any_case_and_not_in_the_organisation() -> None:
     assert bears("acme-deepSEEK-7b", "DeepSeek")
     assert bears("deep-seek", "deep seek")
+    assert bears("acme-Deep_Seek-7b", "DeepSeek")
     assert not bears("DeepSeek/acme-7b", "DeepSeek")
 
 

@@ -82,6 +82,7 @@ def test_the_digest_is_of_what_is_said_not_of_how_it_is_written() -> None:
         ('id = "gemma-tou"', 'id = "gemma-x"', "should be called gemma-x@2025-03-24.toml"),
         ("[source]", "[source", "is not valid TOML"),
         ("next_review = 2027-11-24", "next_review = 2027-13-24", "is not valid TOML"),
+        ('trigger = "always"', 'trigger = "always"\nterritory = ["UK"]', "GB is the code that is meant"),
         ("[[models]]", "[[model]]", "model: unknown key; did you mean models?"),
     ],
 )

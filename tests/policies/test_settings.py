@@ -102,6 +102,14 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
         ('action = "distribute_student"\n[student]\ndistributed = false', "[student] distributed = false contradicts"),
         ('action = "internal_use"\n[student]\ndistributed = true', "[student] distributed = true contradicts"),
         ('action = "internal_use"\n[organisation]\ndomicile = "Germany"', "[organisation] domicile: should be an ISO"),
+        ('action = "train"\n[organisation]\ndomicile = "UK"', "domicile: should be an ISO 3166 code of two capital"),
+        ('action = "train"\n[organisation]\ndomicile = "UK"', "such as DE: GB is the code that is meant"),
+        ('action = "train"\n[organisation]\ndeploys_in = ["US", "EL"]', "deploys_in #2: should be an ISO 3166 code"),
+        ('action = "train"\n[organisation]\ndomicile = "XX"', "domicile: should be an ISO 3166 code"),
+        (
+            'action = "train"\n[organisation]\nmonthly_active_users_on = { 2024-12-06 = -5 }',
+            "[organisation.monthly_active_users_on] 2024-12-06: Input should be greater than or equal to 0",
+        ),
         ('action = "train"\n[organisation]\nannual_revenue_usd = nan', "annual_revenue_usd: Input should be a finite"),
     ],
 )
