@@ -214,12 +214,17 @@ def test_the_largest_who_sell_models_need_an_approval(revenue: float, business: 
     assert ("REVENUE_GATE" in stopping(decision)) == (verdict == "deny")
 
 
-def test_a_duty_on_images_does_not_reach_a_student_of_text() -> None:
-    document_ = document("mistral-commercial@2026-08-05")
-    assert "image" in {duty.modality for duty in document_.obligations}
-    decision = decide(material("mistral-large-2512#mistral-api"), use())
-    types = [duty.type for duty in document_.obligations if duty.modality == "image"]
-    assert {o.type for o in decision.obligations}.isdisjoint(types)
+@pytest.mark.parametrize(
+    ("name", "teacher"),
+    [
+        ("mistral-commercial@2026-08-05", "mistral-large-2512#mistral-api"),
+        ("mistral-consumer-eu@2026-08-07", "mistral-large#mistral-consumer"),
+    ],
+)
+def test_a_duty_on_images_does_not_reach_a_student_of_text(name: str, teacher: str) -> None:
+    images = [duty.type for duty in document(name).obligations if duty.modality == "image"]
+    assert images == ["no_competing_model"]
+    assert {o.type for o in decide(material(teacher), use()).obligations}.isdisjoint(images)
 
 
 def test_what_goes_with_the_teachers_own_weights_is_said_and_never_owed_by_a_student() -> None:
