@@ -97,19 +97,21 @@ def build(folder: Path, rows: int, per_file: int = 50_000) -> Table:
     return Table.open(table.path)
 
 
-def query_speed(table: Table) -> dict[str, tuple[float, float, float]]:
-    """Query → seconds by `sql` (opening, checking and all), seconds of plain DuckDB over the same files, CPU ratio.
+def query_speed(table: Table, times: int = 21) -> dict[str, tuple[float, float, float, float]]:
+    """Query → seconds by `sql` (opening, checking and all), seconds of plain DuckDB over the same files, two ratios.
 
-    Both in turn, the least of seven each: a busy machine delays either, and the ratio of CPU seconds least of all.
+    Both in turn, so many times; medians of the seconds, and of the ratios of each pair by the clock and by CPU: a busy
+    machine delays either, and the ratio of CPU seconds least of all.
     """
     files = [str(file.path) for file in table.files()]
     found = {}
     for name, query in QUERIES.items():
         pairs = [
-            (_timed(lambda q=query: sql(table.path, q)), _timed(lambda q=query: _plain(files, q))) for _ in range(7)
+            (_timed(lambda q=query: sql(table.path, q)), _timed(lambda q=query: _plain(files, q))) for _ in range(times)
         ]
-        (ours, our_cpu), (plain, plain_cpu) = (map(min, zip(*side, strict=True)) for side in zip(*pairs, strict=True))
-        found[name] = (ours, plain, our_cpu / plain_cpu)
+        seconds = [statistics.median(side[0] for side in sides) for sides in zip(*pairs, strict=True)]
+        ratios = [statistics.median(ours[n] / plain[n] for ours, plain in pairs) for n in (0, 1)]
+        found[name] = (seconds[0], seconds[1], ratios[0], ratios[1])
     return found
 
 

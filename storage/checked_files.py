@@ -8,11 +8,13 @@ the footer says is believed: only `verify` reads whole files.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -26,6 +28,8 @@ from storage.page_header import page_header
 PROTOCOL = "potstill"
 _HEADER = 512
 """A page header of ours is shorter: it holds two short bounds. Longer ones are found through the footer."""
+_TAIL = 48 * 2**10
+"""Read when a file is opened: most footers whole, which DuckDB asks for in two reads."""
 
 
 class CheckedFiles(AbstractFileSystem):  # type: ignore[misc]
@@ -37,35 +41,31 @@ class CheckedFiles(AbstractFileSystem):  # type: ignore[misc]
     def __init__(self, files: Sequence[Path]) -> None:
         """Raises TableDamaged when one is missing."""
         super().__init__()
-        self.names = [f"{PROTOCOL}://{number}.parquet" for number in range(len(files))]
         self.damage: str | None = None
-        self._paths = dict(zip(self.names, files, strict=True))
-        self._pages = {name: _CheckedPages() for name in self.names}
-        missing = next((file for file in files if not file.is_file()), None)
-        if missing is not None:
-            raise TableDamaged(f"The data file {missing} is missing: `potstill verify` names what is damaged.")
+        self._known = {f"{PROTOCOL}://{number}.parquet": _Known(file) for number, file in enumerate(files)}
+        self.names = list(self._known)
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> _CheckedFile:
         """Open one of the files to read. Raises PermissionError for anything else."""
-        if mode != "rb" or path not in self._paths:
+        if mode != "rb" or path not in self._known:
             raise PermissionError(f"{path} cannot be opened as {mode}: the query connection only reads its table.")
-        return _CheckedFile(self, self._paths[path], self._pages[path])
+        return _CheckedFile(self, self._known[path])
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Name, size and type of one of the files."""
-        return {"name": path, "size": self._paths[path].stat().st_size, "type": "file"}
+        return {"name": path, "size": self._known[path].size, "type": "file"}
 
     def modified(self, path: str) -> datetime:
         """When one of the files was written."""
-        return datetime.fromtimestamp(self._paths[path].stat().st_mtime, UTC)
+        return self._known[path].written_at
 
     def glob(self, path: str, **_: Any) -> list[str]:
         """The file of that very name, if there is one: nothing is a pattern."""
-        return [path] if path in self._paths else []
+        return [path] if path in self._known else []
 
     def exists(self, path: str, **_: Any) -> bool:
         """Whether it is one of the files."""
-        return path in self._paths
+        return path in self._known
 
 
 class _CheckedPages:
@@ -94,19 +94,46 @@ class _CheckedPages:
         return end
 
 
-class _CheckedFile:
-    """One opened file. DuckDB's threads share it, each with its own position."""
+class _Known:
+    """What is known of one file: path, size, time, the pages that were right; once opened, where its footer starts."""
 
-    def __init__(self, owner: CheckedFiles, path: Path, pages: _CheckedPages) -> None:
-        self._owner, self._path, self._pages = owner, path, pages
+    def __init__(self, path: Path) -> None:
+        """Raises TableDamaged when it is missing."""
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if found is None or not stat.S_ISREG(found.st_mode):
+            raise TableDamaged(f"The data file {path} is missing: `potstill verify` names what is damaged.")
+        self.path = path
+        self.size = found.st_size
+        self.written_at = datetime.fromtimestamp(found.st_mtime, UTC)
+        self.footer: int | None = None
+        self.pages = _CheckedPages()
+
+
+class _CheckedFile:
+    """One opened file. DuckDB's threads share it, each with its own position.
+
+    DuckDB opens a file to read the footer and again to scan it, which may turn out to need nothing of it: so the
+    footer is read ahead with the first opening, and the second one waits until something is read.
+    """
+
+    def __init__(self, owner: CheckedFiles, known: _Known) -> None:
+        self._owner, self._path, self._pages, self._size = owner, known.path, known.pages, known.size
         self._at: dict[int, int] = {}
-        self._file = path.open("rb", buffering=0)
-        self._descriptor = self._file.fileno()
-        self._size = os.fstat(self._descriptor).st_size
-        tail = os.pread(self._descriptor, 8, max(self._size - 8, 0))
-        self._footer = self._size - 8 - int.from_bytes(tail[:4], "little")
-        if self._size < 12 or tail[4:] != b"PAR1" or self._footer < 4:
+        self._lock = threading.Lock()
+        self._file: FileIO | None = None
+        self._ahead = b""
+        self._footer = known.footer if known.footer is not None else self._find_footer()
+        known.footer = self._footer
+
+    def _find_footer(self) -> int:
+        self._ahead = self._from_disk(_TAIL, max(self._size - _TAIL, 0))
+        footer = self._size - 8 - int.from_bytes(self._ahead[-8:-4], "little")
+        if self._size < 12 or self._ahead[-4:] != b"PAR1" or footer < 4:
             self._damaged("it does not end as a Parquet file does")
+        return footer
 
     def __enter__(self) -> Self:
         """Use the file, then close it."""
@@ -118,7 +145,8 @@ class _CheckedFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
         """Go to an absolute position."""
@@ -134,13 +162,28 @@ class _CheckedFile:
     def read(self, size: int = -1) -> bytes:
         """Bytes from the position on. Raises TableDamaged when a page among them is not as it was written."""
         start = self.tell()
-        data = os.pread(self._descriptor, size if size >= 0 else self._size - start, start)
+        data = self._bytes(size if size >= 0 else self._size - start, start)
         with self._pages.lock:
             at, end = max(start, 4), min(start + len(data), self._footer)  # the first four bytes are no page
             while at < end:
                 at = self._pages.end_of(at) or self._run(at, end, start, data)
         self._at[threading.get_ident()] = start + len(data)
         return data
+
+    def _bytes(self, size: int, start: int) -> bytes:
+        ahead = self._ahead
+        first = start - (self._size - len(ahead))
+        if first < 0 or not ahead:
+            return self._from_disk(size, start)
+        if start <= self._footer:  # nothing before it is read ahead for, so that open files cost no memory
+            self._ahead = b""
+        return ahead[first : first + size]
+
+    def _from_disk(self, size: int, start: int) -> bytes:
+        if self._file is None:
+            with self._lock:
+                self._file = self._file or FileIO(self._path)
+        return os.pread(self._file.fileno(), size, start)
 
     def _run(self, first: int, end: int, start: int, data: bytes) -> int:
         """Check page after page from `first` to the end or a checked stretch, by the pages' own headers; → how far.
@@ -156,14 +199,12 @@ class _CheckedFile:
         """End of the page that starts at `at` and has the checksum that its header says, or None."""
         header = page_header(data, at - start)
         if header is None:  # `data` may end within it
-            start, data = at, os.pread(self._descriptor, _HEADER, at)
+            start, data = at, self._from_disk(_HEADER, at)
             header = page_header(data)
         if header is None or header[2] is None or start + header[1] > self._footer:
             return None
         first, end, checksum = header
-        page = (
-            memoryview(data)[first:end] if end <= len(data) else os.pread(self._descriptor, end - first, start + first)
-        )
+        page = memoryview(data)[first:end] if end <= len(data) else self._from_disk(end - first, start + first)
         return start + end if zlib.crc32(page) == checksum else None
 
     def _chunk(self, byte: int) -> int:
@@ -172,7 +213,7 @@ class _CheckedFile:
             first, size = _chunk_of(pq.read_metadata(self._path), byte)
         except (pa.ArrowException, OSError) as error:
             self._damaged(f"its footer cannot be read: {error}")
-        data = os.pread(self._descriptor, size, first)
+        data = self._from_disk(size, first)
         at = 0
         while at < size:
             header = page_header(data, at)

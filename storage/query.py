@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from storage.checked_files import CheckedFiles
 from storage.errors import QueryFailed, QueryTimeout, StorageError, TableDamaged, mapped
-from storage.sandbox import check_query, connect, lock
+from storage.pruning import files_wanted
+from storage.sandbox import Checked, check_query, connect, lock
 from storage.schema import REJECTS, RUNS, SOFT_LABELS, TIME
 from storage.table import Table
 from storage.views import VIEWS, statements
@@ -48,26 +49,31 @@ def sql(
     `memory_mb` bounds what DuckDB works with and, again, the size of the result. Raises QueryRefused, QueryFailed,
     QueryTimeout, and what opening the table raises.
     """
-    table = path if isinstance(path, Table) else Table.open(path, version)
+    table = path if isinstance(path, Table) else Table.open_pinned(path, version)
     connection = connect(f"{memory_mb}MB")
     files = None
     with connection, _interrupted_after(connection, seconds) as timed_out:
         try:
-            used = check_query(connection, query, set(VIEWS))
+            asked = check_query(connection, query, set(VIEWS))
             with mapped(table.path):
-                sources, files = _sources(table, used)
+                sources, files = _sources(table, asked, connection)
                 lock(connection, *sources, files)
             return _result(connection, query, memory_mb)
         except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
             raise _named(error, seconds if timed_out.is_set() else None, files) from error
 
 
-def _sources(table: Table, used: set[str]) -> tuple[tuple[dict[str, pa.Table], list[str]], CheckedFiles]:
+def _sources(
+    table: Table, asked: Checked, connection: Any
+) -> tuple[tuple[dict[str, pa.Table], list[str]], CheckedFiles]:
     """Tables and statements that make the views that a query uses, and the files they read."""
+    used = asked.names
     paths: dict[str, list[Path]] = {}
     older = False
     if LABEL_VIEWS & used:
-        paths["soft_labels"], older = table.files_to_query()
+        logged, older = table.files_to_query()
+        logged = files_wanted(connection, asked.nodes, LABEL_VIEWS, logged, table.groups.read)
+        paths["soft_labels"] = [file.path for file in logged]
     if "runs" in used:
         paths["runs"] = table.run_ledger.paths()
     if "rejects" in used:

@@ -7,6 +7,7 @@ functions pass. Either alone would do for files; the second also keeps settings,
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -30,9 +31,14 @@ QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_N
 
 
 def connect(memory: str) -> Any:
-    """An in-memory connection that reads nothing yet; `memory` as DuckDB writes it."""
+    """An in-memory connection that reads nothing yet; `memory` as DuckDB writes it.
+
+    Threads that read call into Python, where one at a time gets on: eight of them, its default, only wait.
+    """
     threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return duckdb.connect(":memory:", config=SETTINGS | {"memory_limit": memory, "threads": threads})
+    return duckdb.connect(
+        ":memory:", config=SETTINGS | {"memory_limit": memory, "threads": threads, "async_threads": threads}
+    )
 
 
 def lock(
@@ -53,8 +59,16 @@ def lock(
     connection.execute("SET lock_configuration = true")
 
 
-def check_query(connection: Any, query: str, names: set[str]) -> set[str]:
-    """Raise QueryRefused unless `query` is one SELECT over `names`, its CTEs and pure functions; → names it uses."""
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A query that may run: which of the names it uses, and all nodes of its syntax tree."""
+
+    names: set[str]
+    nodes: list[dict[str, Any]]
+
+
+def check_query(connection: Any, query: str, names: set[str]) -> Checked:
+    """Raise QueryRefused unless `query` is one SELECT over `names`, its CTEs and pure functions; → what it uses."""
     if "\0" in query:
         raise QueryRefused("The query holds a NUL character: remove it.")
     parsed = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
@@ -70,7 +84,7 @@ def check_query(connection: Any, query: str, names: set[str]) -> set[str]:
     known |= {str(node["cte_name"]).lower() for node in nodes if "cte_name" in node}
     for node in nodes:
         _check_node(node, known)
-    return {name for name in names if any(_table_of(node) == name for node in nodes)}
+    return Checked({name for name in names if any(_table_of(node) == name for node in nodes)}, nodes)
 
 
 def _table_of(node: dict[str, Any]) -> str | None:

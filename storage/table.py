@@ -116,15 +116,30 @@ class Table(Records):
 
         Raises TableNotFound, VersionNotFound, SchemaTooNew or TableDamaged.
         """
-        root = _local(path)
-        table = cls(root, version)
-        _check_links(root)
-        if not table.log.exists():
-            raise TableNotFound(f"There is no soft-label table at {root}: `potstill collect` makes one.")
-        check_metadata(table._opened().metadata().configuration, str(root))
-        if version is not None:
-            table.check_not_purged()
+        table = cls(_local(path), version)
+        table._checked()
         return table
+
+    @classmethod
+    def open_pinned(cls, path: Path | str, version: int | None = None) -> Table:
+        """Open a table at `version`, or at the newest there is now: it stays there, whoever writes meanwhile.
+
+        Raises what `open` raises.
+        """
+        table = cls(_local(path), version)
+        opened = table._checked()
+        table._pinned, table._pinned_log = opened.version(), opened
+        return table
+
+    def _checked(self) -> DeltaTable:
+        _check_links(self.path)
+        if not self.log.exists():
+            raise TableNotFound(f"There is no soft-label table at {self.path}: `potstill collect` makes one.")
+        opened = self._opened()
+        check_metadata(opened.metadata().configuration, str(self.path))
+        if self._pinned is not None:
+            self.check_not_purged()
+        return opened
 
     @classmethod
     def open_or_create(cls, path: Path | str) -> Table:
@@ -273,11 +288,11 @@ class Table(Records):
             logged = self.log.files(self._opened())
         return [_data_file(file) for file in sorted(logged, key=lambda file: file.relative)]
 
-    def files_to_query(self) -> tuple[list[Path], bool]:
+    def files_to_query(self) -> tuple[list[LoggedFile], bool]:
         """The data files of this version; and whether some may be older than a column of the schema."""
         with mapped(self.path):
             opened = self._opened()
-            return [file.path for file in self.log.files(opened)], self.log.may_lack_columns(opened)
+            return self.log.files(opened), self.log.may_lack_columns(opened)
 
     def versions(self) -> list[Version]:
         """All versions so far, oldest first."""

@@ -69,7 +69,7 @@ def verify(path: Path | str, version: int | None = None) -> Verification:
 
 
 def _verify(path: Path | str, version: int | None) -> Verification:
-    table = Table.open(path, Table.open(path, version).version)
+    table = Table.open_pinned(path, version)
     files = table.files()
     groups = _ledgers(table, table.groups)
     others = _ledgers(table, table.rejects, table.run_ledger)
