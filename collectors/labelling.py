@@ -2,12 +2,13 @@
 crash, since the journal's entry holds everything that the row needs and nothing is looked up again."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from collectors.budget import cost_usd
 from collectors.card import EndpointCard
@@ -162,7 +163,7 @@ def _row(raw: RawResponse, found: _Entry, provider: Provider, run_id: str) -> Ro
         completion=reading.text,
         reasoning=reading.reasoning,
         finish_reason=reading.finish_reason,
-        prompt_token_ids=None if prompt_ids is None else np.asarray(prompt_ids, dtype=np.int32),
+        prompt_token_ids=None if prompt_ids is None else _int32(prompt_ids),
         token_bytes=reading.token_bytes,
         target_positions=reading.target_positions,
         tail_sums=reading.tail_sums,
@@ -184,7 +185,17 @@ def _row(raw: RawResponse, found: _Entry, provider: Provider, run_id: str) -> Ro
     )
 
 
+def _int32(ids: Sequence[int]) -> NDArray[np.int32]:
+    if any(not 0 <= one < 2**31 for one in ids):
+        raise Rejected("id_out_of_vocabulary", "an id of the prompt does not fit into 31 bits")
+    return np.array(ids, dtype=np.int32)
+
+
 def _usage(usage: Usage, price: tuple[float, float] | None) -> Usage:
+    """With its cost; numbers that no request can take are not known, so that a budget counts the worst case."""
+    counts = (usage.prompt_tokens, usage.completion_tokens)
+    if any(count is not None and not 0 <= count < 2**31 for count in counts):
+        usage = Usage()
     if price is None or usage.prompt_tokens is None or usage.completion_tokens is None:
         return usage
     cost = cost_usd(*price, usage.prompt_tokens, usage.completion_tokens)

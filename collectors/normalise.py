@@ -217,6 +217,8 @@ def _fit(
 def _ranks(received: Received, token_ids: NDArray[np.int64], top_ids: NDArray[np.int64]) -> NDArray[np.int32]:
     """The endpoint's word where it gives one, else the place among the top k; 0 = unknown."""
     if received.token_ranks is not None:
+        if any(not 0 <= rank < 2**31 for rank in received.token_ranks):
+            raise Rejected("wrong_shape", "the rank of a token does not fit into 31 bits")
         return np.array(received.token_ranks, dtype=np.int32)
     same = top_ids == token_ids[:, None]
     if received.last_uncertain and same.shape[1]:

@@ -16,6 +16,7 @@ from collectors.providers.answer import Answer, decode, reading
 from storage.rows import Usage
 
 _TOKEN_ID = "token_id:"  # vLLM's --return-tokens-as-token-ids
+_MOST_DIGITS = 10
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -236,7 +237,9 @@ class OpenAICompatible:
 def told_id(token: str) -> int | None:
     """791 of `token_id:791`; None for a token's text. A text that reads so is not told apart, which costs a refusal."""
     digits = token.removeprefix(_TOKEN_ID)
-    return int(digits) if digits != token and digits.isascii() and digits.isdecimal() else None
+    if digits == token or len(digits) > _MOST_DIGITS or not (digits.isascii() and digits.isdecimal()):
+        return None
+    return int(digits)
 
 
 def _completions_shape(logprobs: _Logprobs, token_ids: list[int] | None) -> Received | None:
