@@ -168,26 +168,58 @@ class HttpSender:
         return built
 
     async def _read(self, response: httpx.Response) -> bytes:
-        encoding = response.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
-            raise Rejected("content_encoding", f"the server packed its answer as {encoding!r}, which was not asked for")
-        unpack = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47 if "gzip" in encoding else 15)
+        """The body, unpacked. Of anything but a 200 its beginning at most, as it came where it cannot be unpacked: what
+        is wrong with the body of a refusal must not hide the refusal."""
+        if response.status_code == 200:
+            return await self._read_whole(response)
+        head = bytearray()
+        async for chunk in response.aiter_raw():
+            head += chunk
+            if len(head) > _HEAD_BYTES:
+                break
+        try:
+            unpack = _unpacking(response)
+            return bytes(head) if unpack is None else unpack.decompress(bytes(head), _HEAD_BYTES)
+        except (KeyError, zlib.error):
+            return bytes(head)
+
+    async def _read_whole(self, response: httpx.Response) -> bytes:
+        try:
+            unpack = _unpacking(response)
+        except KeyError as error:
+            raw = await self._bounded(response, None)
+            detail = f"the server packed its answer as {error.args[0]!r}, which was not asked for"
+            raise Rejected("content_encoding", detail, raw=raw, status=200) from error
+        return await self._bounded(response, unpack)
+
+    async def _bounded(self, response: httpx.Response, unpack: "zlib._Decompress | None") -> bytes:
         parts: list[bytes] = []
         size = 0
         async for chunk in response.aiter_raw():
-            try:
-                part = chunk if unpack is None else unpack.decompress(chunk, self._max_body_bytes - size + 1)
-            except zlib.error as error:
-                raise TransportError(f"The answer of {self._root} is not valid {encoding}.") from error
-            parts.append(part)
-            size += len(part)
-            if size > self._max_body_bytes:
-                head = self._without_key(b"".join(parts)[:_HEAD_BYTES])
-                detail = f"the body is larger than {self._max_body_bytes:,} bytes; its beginning is kept"
-                raise Rejected("body_too_large", detail, raw=head, status=response.status_code)
+            rest = chunk
+            while rest:
+                part, rest = rest, b""
+                if unpack is not None:
+                    if unpack.eof:  # a packed body may have several members
+                        unpack = _unpacking(response)
+                        assert unpack is not None
+                    part, rest = self._unpacked(unpack, part, self._max_body_bytes - size + 1)
+                parts.append(part)
+                size += len(part)
+                if size > self._max_body_bytes:
+                    head = self._without_key(b"".join(parts)[:_HEAD_BYTES])
+                    detail = f"the body is larger than {self._max_body_bytes:,} bytes; its beginning is kept"
+                    raise Rejected("body_too_large", detail, raw=head, status=response.status_code)
         if unpack is not None and not unpack.eof:
             raise TransportError(f"The packed answer of {self._root} ended early.")
         return b"".join(parts)
+
+    def _unpacked(self, unpack: "zlib._Decompress", packed: bytes, most: int) -> tuple[bytes, bytes]:
+        """At most so many bytes, and the packed ones behind the end of a member."""
+        try:
+            return unpack.decompress(packed, most), unpack.unused_data
+        except zlib.error as error:
+            raise TransportError(f"The packed answer of {self._root} is damaged.") from error
 
     def _without_key(self, body: bytes) -> bytes:
         """Bodies are kept, and some servers repeat in their errors what they were sent."""
@@ -215,6 +247,13 @@ class HttpSender:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _unpacking(response: httpx.Response) -> "zlib._Decompress | None":
+    """What unpacks the body, None for one as it is. Raises KeyError for a packing that was not asked for."""
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    bits = {"identity": None, "": None, "gzip": 47, "x-gzip": 47, "deflate": 15}[encoding]
+    return None if bits is None else zlib.decompressobj(wbits=bits)
 
 
 def _session(connections: int) -> aiohttp.ClientSession:

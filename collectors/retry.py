@@ -21,6 +21,10 @@ _BUSY = frozenset({408, 409, 425, 429})
 _STOPPING = frozenset({401, 403, 404})
 # Nobody waits for longer on one header: the endpoint is asked again after an hour, whatever it said.
 _LONGEST_WAIT_SECONDS = 3600.0
+# An error that came as a 200 says so at its beginning, and is short.
+_ERROR_WITHIN = 64
+_LONGEST_ERROR = 65_536
+_MILLISECONDS = 1e11  # a Unix time above it (the year 5138) is one in milliseconds
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 # Words by which vLLM, SGLang, llama.cpp and OpenAI say that prompt and answer do not fit the context.
@@ -38,13 +42,15 @@ def attempts(limit: int) -> AsyncRetrying:
 
 
 def check_status(response: Response, *, now: datetime | None = None) -> None:
-    """Return for a 200; raise ServerBusy, EndpointStopped or Rejected for everything else."""
-    status = response.status
+    """Return for a 200 with an answer; raise ServerBusy, EndpointStopped or Rejected for everything else."""
+    status = _status(response)
     if status == 200:
         return
     detail = error_text(response.body)
     if status in _BUSY or status >= 500:
-        wait = retry_after(response.headers, now or datetime.now(UTC))
+        now = now or datetime.now(UTC)
+        wait = retry_after(response.headers, now)
+        wait = exhausted_for(response.headers, now) if wait is None else wait
         raise ServerBusy(f"The endpoint answers {status}: {detail}.", status=status, retry_after=wait)
     if 300 <= status < 400:
         raise ServerBusy(f"The endpoint answers {status}, a redirect, which is not followed: set base_url to the "
@@ -53,6 +59,31 @@ def check_status(response: Response, *, now: datetime | None = None) -> None:
         raise EndpointStopped(_STOP_TEXT[status].format(detail=detail))
     code = "context_overflow" if _CONTEXT.search(detail) else f"http_{status}"
     raise Rejected(code, detail, raw=response.body, status=status)
+
+
+def _status(response: Response) -> int:
+    """The status, or the one that gateways put into the error that they send as a 200.
+
+    Raises ServerBusy for a page: a login, or the apology of a proxy, of which the teacher knows nothing.
+    """
+    if response.status != 200:
+        return response.status
+    if response.headers.get("content-type", "").strip().lower().startswith("text/html"):
+        raise ServerBusy(
+            "The endpoint answers with a page where JSON is due: a proxy stands before it; set base_url to the server.",
+            status=200,
+        )
+    if b'"error"' not in response.body[:_ERROR_WITHIN] or len(response.body) > _LONGEST_ERROR:
+        return 200
+    try:
+        found = json.loads(response.body)
+    except (ValueError, RecursionError):
+        return 200
+    if not isinstance(found, dict) or "choices" in found:
+        return 200
+    inner = found.get("error")
+    code = inner.get("code") if isinstance(inner, dict) else found.get("code")
+    return code if isinstance(code, int) and 400 <= code < 600 else 200
 
 
 _STOP_TEXT = {
@@ -66,7 +97,7 @@ def error_text(body: bytes) -> str:
     """The sentence inside an error body, on one line and at most 300 characters long."""
     try:
         found = json.loads(body[:65536])
-    except ValueError:
+    except (ValueError, RecursionError):
         found = body[:2048].decode("utf-8", "replace")
     while isinstance(found, dict | list):
         if isinstance(found, list):
@@ -94,14 +125,29 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def exhausted_for(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds until an allowance that is used up returns, by the rate-limit headers of OpenAI, Anthropic and others."""
+    """Seconds until an allowance that is used up returns, by the rate-limit headers of OpenAI, Anthropic and others:
+    pairs of `…-remaining…` and `…-reset…`, or the one field of the IETF's drafts."""
     waits = []
     for name, value in headers.items():
-        if "ratelimit" in name and "remaining" in name and _number(value) == 0:
-            wait = _reset(headers.get(name.replace("remaining", "reset"), ""), now)
-            if wait is not None:
-                waits.append(min(_LONGEST_WAIT_SECONDS, wait))
+        if "ratelimit" not in name.replace("-", ""):
+            continue
+        reset: str | None = None
+        if "remaining" in name and _number(value.partition(",")[0]) == 0:
+            reset = headers.get(name.replace("remaining", "reset"))
+        elif name == "ratelimit":
+            reset = _ietf_reset(value)
+        if reset is not None and (wait := _reset(reset, now)) is not None:
+            waits.append(min(_LONGEST_WAIT_SECONDS, wait))
     return max(waits, default=None)
+
+
+def _ietf_reset(text: str) -> str | None:
+    """30 of `"default";r=0;t=30`, and of the earlier form `limit=100, remaining=0, reset=30`; None where some is left."""
+    for policy in text.split(",") if ";" in text else [text.replace(",", ";")]:
+        words = {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in policy.split(";"))}
+        if _number(words.get("r", words.get("remaining", ""))) == 0:
+            return words.get("t", words.get("reset"))
+    return None
 
 
 def allowed_per_minute(headers: Mapping[str, str]) -> float | None:
@@ -117,11 +163,12 @@ def _is_by_minute(headers: Mapping[str, str]) -> bool:
 
 
 def _reset(text: str, now: datetime) -> float | None:
-    """A reset header as seconds from now: `6m0s`, `120ms`, `1.5`, a Unix time, or an RFC 3339 date."""
+    """A reset header as seconds from now: `6m0s`, `120ms`, `1.5`, a Unix time (in s or ms), or an RFC 3339 date."""
     text = text.strip()
     number = _number(text)
     if number is not None:
-        return max(0.0, number - now.timestamp()) if number > 1e9 else number
+        at = number / 1000 if number > _MILLISECONDS else number
+        return max(0.0, at - now.timestamp()) if number > 1e9 else number
     parts = _DURATION.findall(text)
     if parts and "".join(value + unit for value, unit in parts) == text:
         return sum(float(value) * _SECONDS[unit] for value, unit in parts)

@@ -125,6 +125,7 @@ def test_any_value_in_any_place_makes_a_row_or_a_reject(
             found = read(holed.replace(b'"HERE"', value))
             if isinstance(found, Row):
                 rows_to_arrow([found])
+                assert found.usage is not None
                 usage = (found.usage.prompt_tokens, found.usage.completion_tokens)
                 assert all(count is None or 0 <= count < 2**31 for count in usage), (at, value[:20], usage)
             else:

@@ -1,9 +1,11 @@
 import asyncio
+import gzip
 import logging
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from collectors.errors import Rejected, TransportError
 from collectors.http import FakeSender, HttpSender, Request, Response
@@ -63,6 +65,63 @@ def test_a_small_body_that_unpacks_to_a_huge_one_is_cut_off() -> None:
 def test_a_body_over_the_bound_is_cut_off_also_without_packing() -> None:
     with TeacherServer(lambda ask: "huge") as server, pytest.raises(Rejected, match="body_too_large"):
         run(send(server, max_body_bytes=1_000_000))
+
+
+class _Odd:
+    """A server of one answer."""
+
+    def __init__(self, status: int, body: bytes, encoding: str) -> None:
+        self._status, self._body, self._encoding = status, body, encoding
+
+    async def __aenter__(self) -> str:
+        app = web.Application()
+        app.add_routes([web.post("/completion", self._respond)])
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    async def _respond(self, request: web.Request) -> web.Response:
+        return web.Response(status=self._status, body=self._body, headers={"Content-Encoding": self._encoding})
+
+
+def odd(status: int, body: bytes, encoding: str) -> Response:
+    async def story() -> Response:
+        async with _Odd(status, body, encoding) as url, HttpSender(url, max_body_bytes=1_000_000) as sender:
+            return await sender.send(ASK)
+
+    return run(story())
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [(b"packed", "br"), (b"not packed", "gzip"), (gzip.compress(b"x" * 9_000_000), "gzip"), (b"y" * 9_000_000, "br")],
+)
+def test_the_body_of_a_refusal_does_not_hide_it(body: bytes, encoding: str) -> None:
+    response = odd(503, body, encoding)
+    assert response.status == 503
+    assert 0 < len(response.body) <= 400_000
+
+
+def test_an_answer_in_a_packing_that_was_not_asked_for_is_kept_as_it_came() -> None:
+    with pytest.raises(Rejected) as caught:
+        odd(200, b"\x0b\x02\x80paid for", "br")
+    assert (caught.value.code, caught.value.raw, caught.value.status) == (
+        "content_encoding",
+        b"\x0b\x02\x80paid for",
+        200,
+    )
+
+
+def test_a_packed_answer_may_have_several_members_and_nothing_else_behind_it() -> None:
+    assert odd(200, gzip.compress(b'{"a": ') + gzip.compress(b"1}"), "gzip").body == b'{"a": 1}'
+    with pytest.raises(TransportError, match="damaged"):
+        odd(200, gzip.compress(b"{}") + b"garbage", "gzip")
+    with pytest.raises(Rejected, match="body_too_large"):
+        odd(200, gzip.compress(b"x" * 600_000) * 2, "gzip")
 
 
 def test_redirects_are_not_followed_and_the_key_stays_at_its_origin() -> None:

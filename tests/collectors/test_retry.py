@@ -130,3 +130,73 @@ def test_what_asking_again_cannot_mend_is_asked_once() -> None:
     with pytest.raises(Rejected):
         run(story())
     assert len(tried) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"error": {"code": 429, "message": "upstream is full"}}, ServerBusy),
+        ({"error": {"code": 502, "message": "upstream died"}, "user_id": "u"}, ServerBusy),
+        ({"object": "error", "message": "too long", "code": 400}, Rejected),
+        ({"error": {"code": 401, "message": "no"}}, EndpointStopped),
+    ],
+)
+def test_an_error_that_a_gateway_sends_as_a_200_counts_as_what_it_says(body: object, expected: type[Exception]) -> None:
+    with pytest.raises(expected):
+        check_status(Response(200, {}, json.dumps(body).encode(), 0.1))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error": null, "choices": []}',
+        b'{"error": {"code": "invalid", "message": "x"}}',
+        b'{"error": {"code": 200}}',
+        b'{"error"',
+        b'{"error": ' + b"[" * 9000,
+        b"[]",
+    ],
+)
+def test_what_else_comes_as_a_200_is_the_readers_affair(body: bytes) -> None:
+    check_status(Response(200, {}, body, 0.1))
+
+
+def test_a_page_where_an_answer_is_due_is_asked_for_again() -> None:
+    with pytest.raises(ServerBusy, match="proxy"):
+        check_status(Response(200, {"content-type": "text/html; charset=utf-8"}, b"<html>log in</html>", 0.1))
+
+
+@pytest.mark.parametrize("body", [b"[" * 60_000, b'{"a":' * 20_000])
+def test_an_error_body_of_any_depth_is_no_error_of_ours(body: bytes) -> None:
+    assert error_text(body)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(int(NOW.timestamp() * 1000) + 40_000)}, 40),
+        ({"x-rate-limit-remaining": "0", "x-rate-limit-reset": "5"}, 5),
+        ({"x-ratelimit-requests-remaining": "0", "x-ratelimit-requests-reset": "7.66s"}, 7.66),
+        ({"ratelimit-remaining": "0, 0;w=60", "ratelimit-reset": "9"}, 9),
+        ({"ratelimit": '"default";r=0;t=30'}, 30),
+        ({"ratelimit": '"burst";r=4;t=2, "day";r=0;t=90'}, 90),
+        ({"ratelimit": "limit=100, remaining=0, reset=8"}, 8),
+        ({"ratelimit": '"default";r=3;t=30'}, None),
+        ({"ratelimit": "limit=100, remaining=1, reset=8"}, None),
+        ({"ratelimit": ";;=,;r=0"}, None),
+    ],
+)
+def test_an_exhausted_allowance_is_understood_in_several_spellings(
+    headers: dict[str, str], seconds: float | None
+) -> None:
+    assert exhausted_for(headers, NOW) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_a_refusal_without_retry_after_waits_for_the_reset_that_it_names() -> None:
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "21s"}
+    with pytest.raises(ServerBusy) as caught:
+        check_status(answer(429, headers=headers), now=NOW)
+    assert caught.value.retry_after == 21
+    with pytest.raises(ServerBusy) as caught:
+        check_status(answer(429, headers=headers | {"retry-after": "3"}), now=NOW)
+    assert caught.value.retry_after == 3
