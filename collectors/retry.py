@@ -142,7 +142,7 @@ def exhausted_for(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def _ietf_reset(text: str) -> str | None:
-    """30 of `"default";r=0;t=30`, and of the earlier form `limit=100, remaining=0, reset=30`; None where some is left."""
+    """30 of `"default";r=0;t=30`, and of `limit=100, remaining=0, reset=30`; None where some is left."""
     for policy in text.split(",") if ";" in text else [text.replace(",", ";")]:
         words = {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in policy.split(";"))}
         if _number(words.get("r", words.get("remaining", ""))) == 0:
