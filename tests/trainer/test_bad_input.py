@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from storage.errors import StorageError
+from storage.errors import StorageError, TableDamaged
 from storage.query import sql
 from storage.rows import TailSum
 from storage.table import Table
@@ -54,6 +54,14 @@ def test_a_damaged_row_group_is_named_counted_and_stops_past_the_share(tmp_path:
     for share in ("", "quarantine = 0.2"):
         with pytest.raises(RowGroupLost, match=rf"row group 0 of {name} cannot be read.*of 120 rows are lost"):
             train(read_config(settings(tmp_path, share)))
+
+
+def test_a_condition_cannot_be_asked_of_rows_that_are_lost(tmp_path: Path) -> None:
+    """Whether it holds for them is not known, so neither `quarantine` nor a lucky column lets the training go on."""
+    name = damage(folder(tmp_path))
+    chosen = "quarantine = 0.3\nwhere = \"prompt_id < 'p20000'\""
+    with pytest.raises(TableDamaged, match=rf"{name} was altered or cut.*run `potstill verify`"):
+        train(read_config(settings(tmp_path, chosen)))
 
 
 def test_unknown_tokens_and_candidates_give_no_nan(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Students: sizes, vocabulary, attention within documents only, and folders that need nothing of ours."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,43 @@ def test_a_student_whose_tokens_cannot_be_laid_over_the_teachers_is_refused(tmp_
 def test_what_cannot_be_made_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(StudentRefused, match=message):
         make(tmp_path, **settings)
+
+
+def without_special(**added: str) -> bytes:
+    """The teacher's tokenizer with none of its special tokens, or with those that are given."""
+    content = json.loads(MarkovTeacher().tokenizer())
+    names = ["w0", "w1", "w2", *added.values()]
+    content["model"]["vocab"] = {name: i for i, name in enumerate(names)}
+    content["model"]["unk_token"] = "w0"
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    content["added_tokens"] = [{"id": names.index(name), "content": name, **flags} for name in added.values()]
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize(
+    ("task", "tokenizer", "message"),
+    [
+        ("causal", without_special(), "does not say which token ends a sequence; name it as eos_token"),
+        ("causal", without_special(pad="[PAD]"), "does not say which token ends a sequence; name it as eos_token"),
+        ("masked", without_special(pad="[PAD]"), "has no mask token"),
+        ("masked", without_special(mask="[MASK]"), "has no token to pad with"),
+        ("classification", without_special(), "has no token to pad with"),
+    ],
+)
+def test_a_tokenizer_without_its_special_tokens_is_refused(task: Any, tokenizer: bytes, message: str) -> None:
+    chosen = StudentSettings.model_validate(SMALL | {"task": task, "vocabulary": "full"})
+    with pytest.raises(StudentRefused, match=message):
+        create_student(chosen, tokenizer, lambda columns: [], sequence_length=64, seed=0)
+
+
+def test_a_folder_whose_tokenizer_ends_no_sequence_is_refused(tmp_path: Path) -> None:
+    student = make(tmp_path / "a", vocabulary="full")
+    save_student(student.model, student.vocabulary, tmp_path / "base")
+    beside = tmp_path / "base" / "tokenizer_config.json"
+    roles = json.loads(beside.read_text(encoding="utf-8"))
+    beside.write_text(json.dumps({k: v for k, v in roles.items() if k != "eos_token"}), encoding="utf-8")
+    with pytest.raises(StudentRefused, match=r"no end-of-sequence token; set eos_token in its tokenizer_config\.json"):
+        make(tmp_path / "b", **{"from": str(tmp_path / "base")})
 
 
 def test_rows_of_two_tokenizers_never_mix(tmp_path: Path) -> None:
