@@ -56,7 +56,7 @@ def compact(path: Path | str, *, target_bytes: int = TARGET_BYTES, purge: bool =
         purged = _purge(table) if purge else []
         if purged:
             version = table.log.open().version()
-    after = Table.open(path).files()
+    after = table.files()
     rows = sum(file.rows for file in after)
     return Compaction(version, len(files), len(after), rows, len(purged), sum(purged))
 

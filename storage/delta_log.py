@@ -62,6 +62,8 @@ class DeltaLog:
         self.root = root
         self.schema = schema
         self.partition = partition
+        self._listed: tuple[DeltaTable, int, list[LoggedFile]] | None = None
+        self._newest: tuple[DeltaTable, tuple[int, ...]] | None = None
 
     def create(self, configuration: Mapping[str, str]) -> None:
         """Create the table; one that is there already is left as it is."""
@@ -82,10 +84,20 @@ class DeltaLog:
         return (self.root / "_delta_log" / f"{0:020}.json").is_file()
 
     def open(self, version: int | None = None) -> DeltaTable:
-        """The table at `version` or at its newest. Raises VersionNotFound or TableDamaged."""
+        """The table at `version` or at its newest. Raises VersionNotFound or TableDamaged.
+
+        The newest is read once, and again when there is another entry after it or its own is not the same file.
+        """
         try:
             with mapped(self.root):
-                return DeltaTable(self.root, version=version)
+                if version is not None:
+                    return DeltaTable(self.root, version=version)
+                if self._newest is None or self._newest[1] != self._last_entry(self._newest[0].version()):
+                    opened = DeltaTable(self.root)
+                    entry = self._last_entry(opened.version())
+                    self._newest = None if entry is None else (opened, entry)
+                    return opened
+                return self._newest[0]
         except TableDamaged as error:
             if version is None or not isinstance(error.__cause__, DeltaError):
                 raise
@@ -94,11 +106,20 @@ class DeltaLog:
                 f"{self.root.parent} has no version {version}: its versions are 0 to {newest}."
             ) from error
 
+    def _last_entry(self, version: int) -> tuple[int, ...] | None:
+        """Which file the log's last entry is, if that of `version` is the last."""
+        entry, after = (self.root / "_delta_log" / f"{number:020}.json" for number in (version, version + 1))
+        if after.exists() or not entry.exists():
+            return None
+        found = entry.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
     def add_columns(self, table: DeltaTable) -> None:
         """Give an older table, just opened, the columns that were added since, in a commit of their own."""
         known = {field.name for field in table.schema().fields}
         added = [field.with_metadata({ADDED: "true"}) for field in self.schema if field.name not in known]
         if added:
+            self._newest = None
             table.alter.add_columns(Schema.from_arrow(pa.schema(added)).fields)
             table.update_incremental()
             self._sync(table.version())
@@ -110,11 +131,17 @@ class DeltaLog:
 
     def files(self, table: DeltaTable) -> list[LoggedFile]:
         """The files of an opened table. Raises TableDamaged where the log names a path outside of it."""
+        if self._listed is None or self._listed[0] is not table or self._listed[1] != table.version():
+            self._listed = table, table.version(), self._list(table)
+        files = self._listed[2]
+        self._check_inside([file.relative for file in files])
+        return list(files)
+
+    def _list(self, table: DeltaTable) -> list[LoggedFile]:
         actions = pa.table(table.get_add_actions(flatten=True))
         empty = [None] * actions.num_rows
         columns = {name: actions.column(name).to_pylist() for name in actions.schema.names if _wanted(name)}
         partitions = columns.get(f"partition.{self.partition}", empty)
-        self._check_inside(columns["path"])
         firsts, lasts = columns.get("min.collected_at", empty), columns.get("max.collected_at", empty)
         return [
             LoggedFile(self.root / unquote(path), path, rows, size, partition, first, last)
@@ -200,6 +227,7 @@ class DeltaLog:
             for file in add
         ]
         before = table.version()
+        self._newest = None  # a handle that commits grows slow: it is not kept
         table.create_write_transaction(
             actions,
             mode="append",

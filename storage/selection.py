@@ -66,7 +66,7 @@ class Found:
 def find(table: Table, opened: DeltaTable, selection: Selection) -> Found:
     """Look the selected rows up in an opened version of the table."""
     files = table.log.files(opened)
-    pinned = Table.open(table.path, opened.version())
+    pinned = table.at(opened)
     if selection.by_group:
         groups = {line["audit_group"] for line in table.groups.read().to_pylist() if selection.matches(line)}
         files = [file for file in files if file.partition in groups]

@@ -127,8 +127,12 @@ class Table(Records):
         Raises what `open` raises.
         """
         table = cls(_local(path), version)
-        opened = table._checked()
-        table._pinned, table._pinned_log = opened.version(), opened
+        return table.at(table._checked())
+
+    def at(self, opened: DeltaTable) -> Table:
+        """The same table, pinned to what is opened of its log, for as long as nothing is committed on top of that."""
+        table = Table(self.path, opened.version())
+        table._pinned_log = opened
         return table
 
     def _checked(self) -> DeltaTable:

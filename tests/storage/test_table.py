@@ -341,3 +341,22 @@ def test_gate_at_every_write(tmp_path, unlicensed):
     with pytest.raises(InvalidRow, match="was not written"):
         table.append([make_row(0), make_row(1, **unlicensed)], writer="w", sequence=0)
     assert table.files() == [] and table.version == 0
+
+
+def test_the_log_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
+    from storage import delta_log
+
+    one, other = Table.create(tmp_path / "t"), Table.open(tmp_path / "t")
+    opened = []
+    monkeypatch.setattr(delta_log, "DeltaTable", lambda *a, **k: opened.append(1) or DeltaTable(*a, **k))
+    assert (one.version, one.files(), one.version, opened) == (0, [], 0, [])
+    other.append(make_rows(0, 1), writer="w", sequence=0)
+    opened.clear()
+    assert (one.version, len(one.files()), len(one.keys()), len(opened)) == (1, 1, 1, 1)
+    entry = one.log.root / "_delta_log" / f"{1:020}.json"
+    whole = entry.read_bytes()
+    entry.write_bytes(whole.replace(b"audit_group=", b"../group=", 1))
+    with pytest.raises(TableDamaged, match="outside of the table"):
+        one.files()
+    entry.unlink()
+    assert (one.version, one.files()) == (0, []), "a table put back to an older copy"
