@@ -5,10 +5,12 @@ positions. Questions that wait together go through the model together, as many a
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 # Threads that spin while they wait take the cores from those that they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -42,23 +44,36 @@ class _Teacher:
         self.model: Any = model.to(torch.device(device)).eval()
         self.context_length: int | None = getattr(self.model.config, "max_position_embeddings", None)
         self.vocabulary = int(self.model.config.get_text_config().vocab_size)
+        # Of 262k candidates at 20 positions, one position's are wanted to classify: the head is nearly all of the work.
+        self._keeps = "logits_to_keep" in signature(self.model.forward).parameters
+
+    def last(self, positions: int) -> dict[str, int]:
+        """Forward's argument for logits of the last positions alone, where the model has it."""
+        return {"logits_to_keep": positions} if self._keeps else {}
 
     @torch.inference_mode()
-    def logits(self, rows: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        """Logits [S, V] of each sequence, in order; row j of a causal model is the distribution of token j + 1."""
+    def logits(self, rows: Sequence[Sequence[int]], first: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
+        """Logits [S − first, V] of each sequence [S] from its first wanted position on, in order.
+
+        Row j of a causal model is the distribution of token first + j + 1.
+        """
         device, at = self.model.device, 0
+        first = [0] * len(rows) if first is None else first
         while at < len(rows):
-            end, longest = at, 0
+            end, longest, earliest = at, 0, first[at]
             while end < len(rows):
-                longest = max(longest, len(rows[end]))
-                if end > at and (end + 1 - at) * longest * self.vocabulary > _LOGITS_TOGETHER:
+                longest, earliest = max(longest, len(rows[end])), min(earliest, first[end])
+                if end > at and (end + 1 - at) * (longest - earliest) * self.vocabulary > _LOGITS_TOGETHER:
                     break
                 end += 1
             together = [torch.tensor(list(row), device=device) for row in rows[at:end]]
             ids = torch.nn.utils.rnn.pad_sequence(together, batch_first=True)
             mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in together], batch_first=True)
-            found = self.model(input_ids=ids, attention_mask=mask).logits
-            yield from (found[i, : len(row)] for i, row in enumerate(together))
+            kept = self.last(ids.shape[1] - min(first[at:end]))
+            found = self.model(input_ids=ids, attention_mask=mask, **kept).logits
+            left_out = ids.shape[1] - found.shape[1]
+            for row, begin, of_row in zip(together, first[at:end], found, strict=True):
+                yield of_row[begin - left_out : len(row) - left_out]
             at = end
 
     def check_length(self, tokens: int) -> None:
@@ -100,10 +115,9 @@ class CausalTeacher(_Teacher):
         if question.messages is not None:
             if self.tokenizer.chat_template is None:
                 raise Rejected("no_template", "the model has no chat template: use prompts, not messages")
-            rendered = self.tokenizer.apply_chat_template(
-                list(question.messages), add_generation_prompt=True, tokenize=False
-            )
-            ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+            chat = list(question.messages)
+            text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(question.prompt)["input_ids"]
         bos = self.tokenizer.bos_token_id
@@ -111,7 +125,8 @@ class CausalTeacher(_Teacher):
 
     def _score(self, questions: Sequence[Question]) -> list[Told | Rejected]:
         texts = [_or_rejected(self._targets, question) for question in questions]
-        rows = self.logits([text[0] for text in texts if not isinstance(text, Rejected)])
+        asked = [text for text in texts if not isinstance(text, Rejected)]
+        rows = self.logits([ids for ids, _ in asked], [target - 1 for _, target in asked])
         return [
             text if isinstance(text, Rejected) else _or_rejected(_scored, question, *text, next(rows))
             for question, text in zip(questions, texts, strict=True)
@@ -131,20 +146,21 @@ class CausalTeacher(_Teacher):
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _classify(self, questions: Sequence[Question]) -> list[Told | Rejected]:
-        return [_or_rejected(self._classified, question) for question in questions]
-
-    def _classified(self, question: Question) -> Told:
         """Each label's log-probability is that of its whole token sequence behind the prompt, over all labels."""
-        prompt = self.prompt_ids(question)
-        more = [self._continuation(label) for label in question.labels]
-        if not prompt or not all(more):
+        begun = [_or_rejected(self._labelled, question) for question in questions]
+        asked = [(one.prompt, begin) for one in begun if not isinstance(one, Rejected) for begin in one.begins]
+        rows = self.logits([[*prompt, *begin] for prompt, begin in asked], [len(prompt) - 1 for prompt, _ in asked])
+        return [
+            one if isinstance(one, Rejected) else told_labels(question, one.prompt, one.logprobs(rows))
+            for question, one in zip(questions, begun, strict=True)
+        ]
+
+    def _labelled(self, question: Question) -> "_Labelled":
+        prompt, labels = self.prompt_ids(question), [self._continuation(label) for label in question.labels]
+        if not prompt or not all(labels):
             raise Rejected("no_targets", "the prompt or a label has no tokens")
-        self.check_length(len(prompt) + max(map(len, more)))
-        sums = []
-        for label, logits in zip(more, self.logits([prompt + label for label in more]), strict=True):
-            logprobs = logits[len(prompt) - 1 : -1].double().log_softmax(-1)
-            sums.append(logprobs.gather(-1, torch.tensor(label, device=logprobs.device)[:, None]).sum())
-        return told_labels(question, prompt, torch.stack(sums).log_softmax(-1).cpu().numpy())
+        self.check_length(len(prompt) + max(map(len, labels)))
+        return _Labelled(prompt, labels)
 
     def _generate(self, questions: Sequence[Question]) -> list[Told | Rejected]:
         """All questions together, padded on the left; each draws from its own seed and stops at its own end."""
@@ -171,9 +187,8 @@ class CausalTeacher(_Teacher):
         cache, ends = None, _ends(self.model, self.tokenizer)
         while any(state.growing for state in states):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -fed.shape[1] :]
-            out = self.model(
-                input_ids=fed, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
+            past = {"past_key_values": cache, "use_cache": True, **self.last(1)}
+            out = self.model(input_ids=fed, attention_mask=mask, position_ids=positions, **past)
             cache = out.past_key_values
             tokens = [state.grow(out.logits[i, -1:], ends) for i, state in enumerate(states)]
             fed = torch.tensor([[token] for token in tokens], device=device)
@@ -186,6 +201,21 @@ class CausalTeacher(_Teacher):
         told = _told(text, state.prompt, state.tokens, concatenated(state.parts), state.question)
         told.finish_reason = state.finish_reason
         return told
+
+
+class _Labelled:
+    """A prompt and the tokens of its labels; those that differ in their last token alone are one sequence to read."""
+
+    def __init__(self, prompt: list[int], labels: list[list[int]]) -> None:
+        self.prompt = prompt
+        self.begins = list(dict.fromkeys(tuple(label[:-1]) for label in labels))
+        self._labels = labels
+
+    def logprobs(self, rows: Iterator[torch.Tensor]) -> NDArray[np.float64]:
+        """Log-probabilities [L] over all labels; the next `rows` are logits [1 + b, V] behind prompt and each begin."""
+        read = {begin: next(rows).double().log_softmax(-1).cpu() for begin in self.begins}
+        sums = [read[tuple(label[:-1])][torch.arange(len(label)), torch.tensor(label)].sum() for label in self._labels]
+        return np.asarray(torch.stack(sums).log_softmax(-1))
 
 
 class _Growing:
@@ -334,7 +364,7 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _scored(question: Question, ids: list[int], first: int, logits: torch.Tensor) -> Told:
     targets = torch.tensor(ids[first:], device=logits.device)
-    found = distribution(logits[first - 1 : -1], targets, question)
+    found = distribution(logits[:-1], targets, question)
     text = question.prompt or "" if question.completion is None else question.completion
     return _told(text, ids[:first], ids[first:], found, question)
 

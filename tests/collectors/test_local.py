@@ -241,6 +241,10 @@ def test_labels_are_classified_by_their_whole_sequence(causal: CausalTeacher, ma
     assert found.labels.top_ids[0].tolist() == np.argsort(-p).tolist()
     assert np.exp(found.labels.top_logprobs[0]) == pytest.approx(np.sort(p)[::-1], abs=1e-5)
     assert found.text == labels[int(p.argmax())] and found.labels.log_tail[0] == -np.inf
+    longer = "the still was in a valley and a husky is"
+    both = ask(causal, made("local", mode="classify", labels=labels), item(prompt=longer), item(prompt="a husky is"))
+    assert isinstance(both[1], Reading) and both[1].labels is not None
+    assert both[1].labels.top_logprobs == pytest.approx(found.labels.top_logprobs, abs=1e-5)
 
 
 def test_masked_positions_are_labelled(masked: MaskedTeacher, made: Make, item: NewItem) -> None:
