@@ -1,6 +1,7 @@
 """Shuffled [tokens, k = 64] tensors from one table: this stream beside what others read the same labels with.
 
-Each reader runs in a process of its own, in turn, several times; the best run counts, since the machine is shared.
+Each reader runs in a process of its own, in turn, several times; the best run counts, since the machine is shared. The
+two of datasets read one epoch, the others EPOCHS.
 Other libraries are taken from where BENCH_PACKAGES (folders, joined by ":") or the environment has them.
 """
 
@@ -28,6 +29,8 @@ from trainer.decode import COLUMNS
 from trainer.stream import SoftLabelStream
 
 K, LENGTH, PER_FILE = 64, 128, 4096
+EPOCHS = 3
+"""Of the quick readers, so that what is done once (opening, planning, fresh memory) counts as in a training."""
 BUFFER = 1024
 """Rows that the others shuffle together; this stream's window is never smaller."""
 LABELS = ["token_ids", "top_ids", "top_logprobs", "log_tail"]
@@ -56,14 +59,14 @@ def _files(table: Table) -> list[str]:
 
 def bare(table: Table) -> Iterator[int]:
     """The limit: pyarrow decodes the same columns, one row group after another; nothing is done with them."""
-    for path in _files(table):
+    for path in EPOCHS * _files(table):
         with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
             for group in range(parquet.num_row_groups):
                 rows = parquet.read_row_group(group, columns=COLUMNS)
                 yield sum(len(list_values(rows.column(name))[1]) for name in COLUMNS if name == "token_ids")
 
 
-def potstill(table: Table, epochs: int = 1) -> Iterator[int]:
+def potstill(table: Table, epochs: int = EPOCHS) -> Iterator[int]:
     """Packed batches with inputs, positions, documents, shifts, weights and all labels."""
     options: dict[str, Any] = {"sequence_length": 4 * LENGTH + 12, "batch_size": 8, "pack": True, "seed": 0}
     stream = SoftLabelStream(table, **options, holdout=0.0, split="train", repeat=False)
@@ -108,9 +111,11 @@ def mosaicml_streaming(table: Table) -> Iterator[int]:
                 for i in range(rows.num_rows):
                     out.write({name: values[at[i] : at[i + 1]] for name, (at, values) in lists.items()})
     yield 0  # what comes after counts
-    for row in StreamingDataset(local=str(folder), shuffle=True, batch_size=32, shuffle_block_size=BUFFER):
-        tensors = [torch.from_numpy(np.array(row[name])) for name in LABELS]
-        yield len(tensors[1].reshape(-1, K))
+    rows = StreamingDataset(local=str(folder), shuffle=True, batch_size=32, shuffle_block_size=BUFFER)
+    for _ in range(EPOCHS):
+        for row in rows:
+            tensors = [torch.from_numpy(np.array(row[name])) for name in LABELS]
+            yield len(tensors[1].reshape(-1, K))
 
 
 READERS: dict[str, Callable[[Table], Iterator[int]]] = {
@@ -158,7 +163,7 @@ def compare(folder: Path, repeats: int) -> dict[str, dict[str, float] | str]:
 def _memory_over_epochs(folder: Path, epochs: int) -> Iterator[int]:
     libc, table = ctypes.CDLL("libc.so.6"), Table.open(folder)
     for _ in range(epochs):
-        for _tokens in potstill(table):
+        for _tokens in potstill(table, 1):
             pass
         libc.malloc_trim(0)
         status = Path("/proc/self/status").read_text(encoding="utf-8")

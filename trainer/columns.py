@@ -59,7 +59,8 @@ def list_column(column: pa.ChunkedArray) -> ListColumn:
         data = text.buffers()[2]
         letters = np.frombuffer(data if data is not None else b"", dtype=np.uint8)
         return ListColumn(offsets[:-1].tolist(), offsets[1:].tolist(), letters)
-    offsets, values = list_values(column)
+    # a row group is one chunk, which combine_chunks (in list_values) would copy
+    offsets, values = list_values(column.chunk(0) if column.num_chunks == 1 else column)
     return ListColumn(offsets[:-1].tolist(), offsets[1:].tolist(), values)
 
 

@@ -10,6 +10,8 @@ Letters: N loss tokens, D hidden size, V vocabulary, K candidates, C tokens of a
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -102,13 +104,12 @@ class _Project(torch.autograd.Function):
             z_CV = _logits(hidden_ND[part], weight_VD, bias_V, softcap)
             target_N[part] = z_CV.gather(1, target_ids_N[part].clamp(min=0)[:, None])[:, 0]
             top_NK[part] = _take_top(z_CV, top_ids_NK[part])
-            tail_max_N[part] = z_CV.amax(-1).clamp_(min=MISSING)
-            z_CV.sub_(tail_max_N[part, None])
-            if temperature != 1:
-                tail_lse_T_N[part] = (z_CV / temperature).exp_().sum(-1).log_() + tail_max_N[part] / temperature
-            tail_lse_N[part] = z_CV.exp_().sum(-1).log_() + tail_max_N[part]
+            passes = _kernels(z_CV)
+            tail_max_N[part], tail_lse_N[part], tail_lse_T_N[part] = (
+                tail_sums(z_CV, temperature) if passes is None else passes.tail_sums(z_CV, temperature)
+            )
         tail_lse_N.clamp_(min=MISSING)
-        tail_lse_T_N = tail_lse_T_N.clamp_(min=MISSING) if temperature != 1 else tail_lse_N.clone()
+        tail_lse_T_N.clamp_(min=MISSING)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, top_ids_NK, target_ids_N, tail_lse_N, tail_lse_T_N)
         ctx.temperature, ctx.softcap, ctx.chunk = temperature, softcap, chunk
         ctx.mark_non_differentiable(tail_max_N)
@@ -128,9 +129,9 @@ class _Project(torch.autograd.Function):
             z_CV = _logits(hidden_ND[part], weight_VD, bias_V, ctx.softcap)
             slope_CV = None if ctx.softcap is None else (z_CV / ctx.softcap).square_().neg_().add_(1)
             _take_top(z_CV, top_ids_NK[part])
-            grad_CV = _tail_gradient(
-                z_CV, tail_lse_N[part], grad_tail_N[part], tail_lse_T_N[part], grad_tail_T_N[part], ctx.temperature
-            )
+            numbers = tail_lse_N[part], grad_tail_N[part], tail_lse_T_N[part], grad_tail_T_N[part], ctx.temperature
+            passes = _kernels(z_CV)
+            grad_CV = tail_gradient(z_CV, *numbers) if passes is None else passes.tail_gradient(z_CV, *numbers)
             _add_at(grad_CV, top_ids_NK[part], grad_top_NK[part])
             _add_at(grad_CV, target_ids_N[part, None], grad_target_N[part, None])
             if slope_CV is not None:
@@ -170,7 +171,30 @@ def _take_top(z_CV: Tensor, ids_CK: Tensor) -> Tensor:
     return torch.where(present_CK, top_CK, MISSING)
 
 
-def _tail_gradient(
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _kernels(z_CV: Tensor) -> Any:
+    """The module of kernels where the logits lie on a GPU with Triton; what is compiled is fused by the compiler."""
+    if not z_CV.is_cuda or z_CV.dtype != torch.float32 or torch.compiler.is_compiling() or not _has_triton():
+        return None
+    from trainer import kernels
+
+    return kernels
+
+
+def tail_sums(z_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """max z (at least MISSING), log Σ e^z and log Σ e^{z/T} (at T = 1 the same) of each row; overwrites `z_CV`."""
+    most_C = z_CV.amax(-1).clamp_(min=MISSING)
+    z_CV.sub_(most_C[:, None])
+    warm_C = None if temperature == 1 else (z_CV / temperature).exp_().sum(-1).log_() + most_C / temperature
+    sum_C = z_CV.exp_().sum(-1).log_() + most_C
+    return most_C, sum_C, sum_C if warm_C is None else warm_C
+
+
+def tail_gradient(
     z_CV: Tensor, lse_C: Tensor, grad_C: Tensor, lse_T_C: Tensor, grad_T_C: Tensor, temperature: float
 ) -> Tensor:
     """g_L · softmax of the tail (+ g_{L_T} / T · its softmax at T), 0 at the candidates; overwrites `z_CV`."""
