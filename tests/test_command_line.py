@@ -6,9 +6,9 @@ import importlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -35,11 +35,13 @@ def command(name: str) -> click.Command:
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in potstill.COMMANDS)])
 def test_help_answers_within_250_ms(arguments: list[str]) -> None:
+    """Of a processor's time: other work on the machine is not ours, and no command waits for anything."""
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = run(*arguments)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0, done.stderr
         if min(seconds) < 0.25:
             return
