@@ -67,8 +67,8 @@ def label(decision: Decision) -> str:
 
 
 def lines_to_show(decision: Decision) -> list[str]:
-    """The lines that must be shown, the first wording of each choice."""
-    shown = [o for o in decision.obligations if o.due and o.type in ("attribution_display", "attribution_statement")]
+    """The lines that must be shown, the first wording of each choice; none where the register has no wording."""
+    shown = [o for o in decision.obligations if o.due and o.type in _SHOWN and "text" in o.params]
     return list(dict.fromkeys(_choices(o)[0] for o in shown))
 
 
@@ -99,8 +99,14 @@ def read_back(decision: Decision, folder: Folder) -> Decision:
 
 
 def _leaves_a_trace(obligation: Obligation) -> bool:
-    """Whether a folder can show that the duty is done; a ban on marks only where it names the mark."""
-    return obligation.type in _CHECKS and (obligation.type != "no_trademark_use" or "mark" in obligation.params)
+    """Whether a folder can show that the duty is done; a line or a mark only where the register has its wording."""
+    needed = {"no_trademark_use": "mark", **dict.fromkeys(_SHOWN, "text")}.get(obligation.type)
+    return obligation.type in _CHECKS and (needed is None or needed in obligation.params)
+
+
+def beyond_the_folder(decision: Decision) -> list[Obligation]:
+    """What the action triggers and no folder can show as done, such as asking for a licence."""
+    return [o for o in decision.obligations if o.due and o.trigger != "always" and not _leaves_a_trace(o)]
 
 
 def _where(obligation: Obligation) -> str:
@@ -113,13 +119,13 @@ def _where(obligation: Obligation) -> str:
         return "rename the student, and the title of README.md with it"
     if obligation.type in _ON_THE_CARD:
         return "write the line in README.md"
+    if obligation.type in _NOTICES and "text" not in obligation.params:
+        return f"write it in NOTICE, in a line that begins with {obligation.document}:"
     return "write it in NOTICE, with the name of the terms document"
 
 
-_ON_THE_CARD = (
-    *("attribution_display", "attribution_statement", "name_prefix", "no_trademark_use"),
-    *("disclose_ai_generated", "label_ai_generated"),
-)
+_SHOWN = ("attribution_display", "attribution_statement")
+_ON_THE_CARD = (*_SHOWN, "name_prefix", "no_trademark_use", "disclose_ai_generated", "label_ai_generated")
 
 
 def _missing(obligation: Obligation) -> Reason:
@@ -168,9 +174,8 @@ def _notice(decision: Decision) -> str:
         if obligation.type == "mark_modified":
             made_from = ", ".join(obligation.teachers)
             lines.append(f"It is a modified work under {obligation.document}: distilled from {made_from}.")
-        elif obligation.type in _NOTICES:
-            said = obligation.params.get("text")
-            lines.append(f"{obligation.document}: {said or 'the notices that came with the model are kept'}")
+        elif obligation.type in _NOTICES and "text" in obligation.params:  # others are not known, and stay open
+            lines.append(f"{obligation.document}: {obligation.params['text']}")
     return "\n".join([*dict.fromkeys(lines), ""])
 
 
@@ -178,9 +183,8 @@ _NOTICES = ("notice_file", "notice_retain", "notice_origin")
 
 
 def _choices(obligation: Obligation) -> list[str]:
-    """The wordings that satisfy a display duty; where the text gives none, what the obligation says."""
-    said = obligation.params.get("text")
-    return [choice.strip(" .") for choice in said.split("|")] if said else [obligation.text]
+    """The wordings that satisfy a display duty."""
+    return [choice.strip(" .") for choice in obligation.params["text"].split("|")]
 
 
 def _copy_name(obligation: Obligation) -> str:
@@ -197,7 +201,10 @@ def _shown(obligation: Obligation, decision: Decision, folder: Folder) -> bool:
 
 
 def _noticed(obligation: Obligation, decision: Decision, folder: Folder) -> bool:
-    return obligation.document in folder.get("NOTICE", "")
+    notice = folder.get("NOTICE", "")
+    if "text" in obligation.params:
+        return _plain(obligation.params["text"]) in _plain(notice)
+    return re.search(rf"^{re.escape(obligation.document)}: *\S", notice, re.MULTILINE) is not None
 
 
 def _marked(obligation: Obligation, decision: Decision, folder: Folder) -> bool:

@@ -84,7 +84,7 @@ def describe(document: Document, duty: Duty) -> str:
     text = TEXTS[duty.type]
     value = f"{duty.value:,.0f}" if isinstance(duty.value, float) else duty.value
     filled = text.format(
-        text=duty.text or "as the text asks",
+        text=duty.text or duty.applies or "as the text asks",
         value=value,
         on=f" on {duty.measured_on}" if duty.measured_on else "",
         mark=f" ({duty.mark})" if duty.mark else "",
@@ -99,7 +99,9 @@ def describe(document: Document, duty: Duty) -> str:
     if duty.annual_revenue_over_usd:
         thresholds.append(f"{duty.annual_revenue_over_usd:,.0f} USD of revenue a year")
     over = " or ".join(part for part in thresholds if part)
-    return f"{filled} ({over})" if over else filled
+    business = " or ".join(name.replace("_", " ") for name in duty.business or ())
+    limits = "; ".join(part for part in (business, over) if part)
+    return f"{filled} ({limits})" if limits else filled
 
 
 def fires(case: Case, duty: Duty) -> bool:

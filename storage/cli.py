@@ -188,12 +188,16 @@ def export(
     from policies.settings import read_toml
     from policies.use import Use
     from policies.waivers import read_waivers
+    from storage.display import printable
     from storage.export import export as write
 
     use = read_toml(use_path, Use) if use_path is not None else None
     form: Literal["hf", "jsonl"] = "hf" if layout == "hf" else "jsonl"
     done = write(table, out, to=form, use=use, version=version, waivers=read_waivers(waivers))
     click.echo(f"{done.rows:,} rows of version {done.version} written to {done.out}; decision {done.decision[:12]}.")
+    for line in done.owed:
+        click.echo(printable(f"owed: {line}"))
+    click.echo(f"{done.out / 'LICENSE-OBLIGATIONS.md'} holds all that is owed for passing it on.")
 
 
 @click.command("import")

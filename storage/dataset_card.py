@@ -29,6 +29,8 @@ def card(table: Table, decision: Decision) -> str:
     front = {
         "license": "other",
         "license_name": " AND ".join(terms),
+        "license_link": "LICENSE-OBLIGATIONS.md",
+        "prompt_licences": sorted({material.prompt_licence or "not stated" for material in materials}),
         "tags": ["soft-labels", "knowledge-distillation", "logprobs", "potstill"],
         "size_categories": [size],
         "source_datasets": ["original"],

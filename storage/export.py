@@ -38,6 +38,8 @@ class Exported:
     rows: int
     version: int
     decision: str
+    owed: tuple[str, ...] = ()
+    """What the action triggers, with its document; what holds at all times is in LICENSE-OBLIGATIONS.md alone."""
 
 
 def export(
@@ -69,7 +71,10 @@ def export(
             _hugging_face(table, decision, out)
         else:
             _json_lines(table, out / "data.jsonl")
-    return Exported(out, sum(file.rows for file in table.files()), table.version, decision.digest)
+    owed = tuple(
+        f"{duty.text} ({duty.document})" for duty in decision.obligations if duty.due and duty.trigger != "always"
+    )
+    return Exported(out, sum(file.rows for file in table.files()), table.version, decision.digest, owed)
 
 
 def _hugging_face(table: Table, decision: Decision, out: Path) -> None:

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from policies.decision import Decision
-from policies.discharge import card_metadata, label, licence_copies, lines_to_show, read_back, texts, training_summary
+from policies.discharge import (
+    beyond_the_folder,
+    card_metadata,
+    label,
+    licence_copies,
+    lines_to_show,
+    read_back,
+    texts,
+    training_summary,
+)
 from policies.report import printable
 from storage.evidence import folder_texts
 
@@ -28,10 +37,18 @@ def write_card(folder: Path, record: dict[str, Any], decision: Decision) -> Path
 
 
 def still_owed(folder: Path, decision: Decision) -> list[str]:
-    """What a finished folder does not show yet, a line each; `potstill audit --student` says the same later."""
-    found = read_back(decision, folder_texts(folder))
-    known = {reason.gist for reason in decision.reasons}
-    return [f"owed: {reason.gist} ({reason.document})" for reason in found.reasons if reason.gist not in known]
+    """What a finished folder does not show yet, with the place for it, and what no folder shows; a line each.
+
+    `potstill audit --student` says the same later. What holds at all times is in LICENSE-OBLIGATIONS.md alone.
+    """
+    found = read_back(decision, folder_texts(folder)).reasons[len(decision.reasons) :]
+    open_ = [f"owed: {one.gist}; {one.fix[0]} ({_source(one.document, one.section)})" for one in found]
+    rest = beyond_the_folder(decision)
+    return open_ + [f"owed beside the folder: {one.text} ({_source(one.document, one.section)})" for one in rest]
+
+
+def _source(document: str | None, section: str | None) -> str:
+    return ", ".join(part for part in (document, section) if part)
 
 
 def card(record: dict[str, Any], decision: Decision) -> str:

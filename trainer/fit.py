@@ -105,9 +105,20 @@ def train(
         record = _record(config, table, decision, student, proof, trainer, time.monotonic() - started)
         training = _finish(config, table, decision, student, record, trainer)
     if training.digest:
-        for line in still_owed(training.out, decision):
+        for line in _ending(config, training.out, decision):
             tell(line)
     return training
+
+
+def _ending(config: TrainConfig, out: Path, decision: Decision) -> list[str]:
+    """What its maker still has to do for the student, and how to have the folder read again."""
+    owed = still_owed(out, decision)
+    if not any(duty.due for duty in decision.obligations):
+        return owed
+    waived = "".join(f" --waiver {file}" for file in config.waivers)
+    again = f"potstill audit {config.table} --use {config.use} --student {out}{waived}"
+    whole = out / "LICENSE-OBLIGATIONS.md"
+    return [*owed, f"all that is owed for {decision.action} is in {whole}; `{again}` reads the folder again"]
 
 
 def _run(trainer: DistillationTrainer, found: tuple[Path, TrainingState] | None, tell: Tell) -> None:

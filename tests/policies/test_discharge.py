@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from policies.decision import Decision
-from policies.discharge import LEAST_LICENCE, card_metadata, label, read_back, texts, training_summary
+from policies.discharge import (
+    LEAST_LICENCE,
+    beyond_the_folder,
+    card_metadata,
+    label,
+    lines_to_show,
+    read_back,
+    texts,
+    training_summary,
+)
 from tests.policies.test_evaluate import decide, material, use
 
 GEMMA, LLAMA = "google/gemma-3-27b-it", "meta-llama/Llama-3.3-70B-Instruct"
@@ -39,7 +48,8 @@ def test_the_texts_name_every_duty_with_its_section() -> None:
     ):
         assert words in obligations
     assert f"trained on outputs of {GEMMA}" in files["NOTICE"]
-    assert "gemma-tou@2025-03-24: Gemma is provided under and subject to the Gemma Terms of Use" in files["NOTICE"]
+    notice = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+    assert f"gemma-tou@2025-03-24: {notice}\n" in files["NOTICE"]
     assert "modified work under gemma-tou@2025-03-24" in files["NOTICE"]
 
 
@@ -79,6 +89,39 @@ def test_what_is_open_says_where_it_is_looked_for() -> None:
     shown = read_back(llama(), {"README.md": "# acme"})
     ways = {fix for reason in shown.reasons for fix in reason.fix if reason.code == "ATTRIBUTION_MISSING"}
     assert ways == {"rename the student, and the title of README.md with it", "write the line in README.md"}
+
+
+def test_a_notice_is_the_licensors_sentence_and_no_other() -> None:
+    """Where the register has no sentence none is made up: the duty stays open until someone wrote it."""
+    written = texts(llama())["NOTICE"]
+    assert "Llama 3.3 is licensed under the Llama 3.3 Community License, Copyright © Meta" in written
+    assert ("NOTICE_MISSING", "Give the notice file") not in open_codes(read_back(llama(), {"NOTICE": written}))
+    other = {"NOTICE": "llama-3.3@2024-12-06: some notice"}
+    assert ("NOTICE_MISSING", "Give the notice file") in open_codes(read_back(llama(), other))
+    deepseek = decide(material("deepseek-ai/DeepSeek-V3@2024-12"), use(licence="LicenseRef-acme"))
+    kept = ("NOTICE_MISSING", "Keep the notices that came with the model")
+    assert kept in open_codes(read_back(deepseek, texts(deepseek)))
+    assert kept not in open_codes(
+        read_back(deepseek, {"NOTICE": "deepseek-license-1.0@2023-10-23: Copyright DeepSeek"})
+    )
+
+
+def test_no_line_is_shown_of_which_the_register_has_no_wording() -> None:
+    yi = decide(material("01-ai/Yi-34B@2023-12"), use(registrations=["yi-community-2.1"]))
+    assert [o.text for o in yi.obligations if o.type == "attribution_display"] == ["Show the line: as the text asks"]
+    assert lines_to_show(yi) == [] and "attributions" not in card_metadata(yi)
+    assert "Show the line: as the text asks" in {o.text for o in beyond_the_folder(yi)}
+    large = use(monthly_active_users=10**9)
+    assert lines_to_show(decide(material("moonshotai/Kimi-K2-Instruct"), large)) == ["Kimi K2"]
+
+
+def test_what_no_folder_can_show_is_said_apart() -> None:
+    kimi = decide(material("moonshotai/Kimi-K3"), use(business=["other"]))
+    assert [o.text for o in beyond_the_folder(kimi)] == [
+        "Take a separate licence from Moonshot where the business and revenue named apply "
+        "(model as a service; 20,000,000 USD of revenue a year)"
+    ]
+    assert beyond_the_folder(gemma()) == []
 
 
 def test_a_placeholder_is_no_licence_copy() -> None:

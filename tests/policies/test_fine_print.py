@@ -7,7 +7,7 @@ from datetime import date
 import pytest
 
 from policies.binding import _days, _follows, bind
-from policies.documents import Bundle, Condition, Document, ModelEntry, load_bundle
+from policies.documents import Bundle, Condition, Document, Duty, ModelEntry, load_bundle
 from policies.evaluate import evaluate
 from policies.facts import Answer, Case
 from policies.identity import Teacher
@@ -86,6 +86,20 @@ def test_reasons_alike_in_all_but_their_facts_keep_one_order() -> None:
         decisions = [decide(order, use()) for order in (groups, groups[::-1])]
         assert decisions[0].reasons == decisions[1].reasons
         assert decisions[0].digest == decisions[1].digest
+
+
+def test_duties_alike_in_all_but_their_section_keep_one_order() -> None:
+    duties = tuple(
+        Duty(
+            type="mark_modified", trigger="on_distribute_student", section=section, when=(Condition(signal=(signal,)),)
+        )
+        for section, signal in (("1", "text"), ("2", "logits"))
+    )
+    bundle = bundle_with(document("gemma-tou@2025-03-24", obligations=duties))
+    groups = [material(GEMMA, signal=signal) for signal in ("text", "logits")]
+    one, other = (decide(order, use(), bundle) for order in (groups, groups[::-1]))
+    assert sorted(o.section or "" for o in one.obligations) == ["1", "2"]
+    assert one.digest == other.digest
 
 
 def test_what_concerns_all_teachers_is_said_before_what_concerns_one() -> None:

@@ -3,8 +3,10 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from policies.use import Organisation, Use
+from storage import cli
 from storage.errors import NeedsReview, NotWritable, Refused
 from storage.export import export
 from storage.rows import TeacherRecord, rows_from_arrow
@@ -83,6 +85,7 @@ def test_what_publishing_owes_lies_beside_the_data(tmp_path, layout):
         export(table.path, tmp_path / "out", to=layout)
     use = Use(action="publish_dataset", organisation=Organisation(commercial=True, monthly_active_users=5))
     done = export(table.path, tmp_path / "out", to=layout, use=use)
+    assert done.owed == ()  # nothing but what holds at all times
     obligations = (tmp_path / "out" / "LICENSE-OBLIGATIONS.md").read_text()
     due = [duty for duty in table.decision(done.decision).obligations if duty.due]
     assert due and all(duty.text in obligations for duty in due)
@@ -93,6 +96,24 @@ def test_what_publishing_owes_lies_beside_the_data(tmp_path, layout):
         front = yaml.safe_load(text.split("---\n", 2)[1])
         assert front["ai_generated"] is True and "AI-generated: keep that label" in text
         assert all(line in text for line in front["attributions"])
+
+
+def test_what_is_owed_is_told_and_the_card_names_the_prompts_licences(tmp_path):
+    deepseek = TeacherRecord(model="deepseek-chat", provider="openai", access_path="deepseek-platform")
+    table = Table.create(tmp_path / "labels")
+    terms = ("deepseek-platform@2026-04-29",)
+    table.append(make_rows(0, 2, teacher=deepseek, terms=terms, prompt_licence="CC-BY-SA-4.0"), writer="w", sequence=0)
+    done = CliRunner().invoke(cli.export, [str(table.path), "--to", "hf", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert [line for line in done.output.splitlines() if line.startswith("owed: ")] == [
+        "owed: Label published outputs as AI-generated (deepseek-platform@2026-04-29)",
+        "owed: Verify published outputs (deepseek-platform@2026-04-29)",
+        "owed: Name the prompts' authors and their licence, CC-BY-SA-4.0 (prompts: CC-BY-SA-4.0)",
+        "owed: Publish the data set under CC-BY-SA-4.0 (prompts: CC-BY-SA-4.0)",
+    ]
+    front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n", 2)[1])
+    assert front["prompt_licences"] == ["CC-BY-SA-4.0"] and front["attributions"] == []
+    assert (tmp_path / "out" / front["license_link"]).is_file()
 
 
 def test_nothing_is_written_over(table, tmp_path):

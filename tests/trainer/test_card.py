@@ -23,7 +23,9 @@ from trainer.fit import RECORD_FILE, train
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("card")
     MarkovTeacher().table(folder / "table", 20)
-    train(read_config(training_folder(folder, steps=1)))
+    told: list[str] = []
+    train(read_config(training_folder(folder, steps=1)), tell=told.append)
+    (folder / "told.txt").write_text("\n".join(told), encoding="utf-8")
     return folder
 
 
@@ -77,12 +79,35 @@ def test_what_only_its_maker_can_add_is_told_and_read_back(folder: Path) -> None
         "Not found in the student's folder: Give a copy of the licence",
         "Not found in the student's folder: Make the use restrictions",
     ]
+    where = "put the licence's text in LICENSES/gemma-tou.txt (gemma-tou@2025-03-24, s3.1(2))"
+    assert lines[0].endswith(f"(Gemma Terms of Use); {where}")
     assert audit_student(folder / "table", use, student).verdict == "review"
     (student / "LICENSES").mkdir()
     (student / "LICENSES" / "gemma-tou.txt").write_text("Gemma Terms of Use. " * 20, encoding="utf-8")
     (student / "LICENSE").write_text("Use is bound by the Gemma Prohibited Use Policy.", encoding="utf-8")
     assert still_owed(student, audit(folder / "table", use)) == []
     assert audit_student(folder / "table", use, student).verdict == "conditional"
+
+
+def test_a_training_ends_with_what_is_owed_and_how_to_read_it_back(folder: Path) -> None:
+    told = (folder / "told.txt").read_text(encoding="utf-8").splitlines()
+    table, use, student = (folder / name for name in ("table", "use.toml", "student"))
+    assert [line for line in told if line.startswith("owed")] == told[-3:-1]
+    assert told[-1] == (
+        f"all that is owed for distribute_student is in {student / 'LICENSE-OBLIGATIONS.md'}; "
+        f"`potstill audit {table} --use {use} --student {student}` reads the folder again"
+    )
+
+
+def test_what_no_folder_shows_is_told_too(folder: Path) -> None:
+    kimi = TeacherRecord(model="moonshotai/Kimi-K3", provider="vllm", access_path="self_host")
+    MarkovTeacher().table(folder / "kimi", 4, teacher=kimi, terms=("kimi-k3@2026-07",))
+    (folder / "kimi.toml").write_text(
+        ALLOWED.replace("deploys_in", 'business = ["other"]\ndeploys_in'), encoding="utf-8"
+    )
+    (line,) = still_owed(folder / "student", audit(folder / "kimi", read_toml(folder / "kimi.toml", Use)))
+    assert line.startswith("owed beside the folder: Take a separate licence from Moonshot")
+    assert line.endswith("(kimi-k3@2026-07, 2)")
 
 
 def test_a_line_that_must_be_shown_stands_under_the_title(folder: Path) -> None:
