@@ -169,6 +169,8 @@ def _prompt(source: str, found: bytes | dict[str, Any], settings: PromptSettings
     messages = None if line.messages is None else tuple(Message(role=m.role, content=m.content) for m in line.messages)
     if settings.template is None and sum(one is not None for one in (text, messages, line.prompt_token_ids)) != 1:
         raise _BrokenLine("it needs exactly one of prompt, messages and prompt_token_ids")
+    if any(not 0 <= token_id < 2**31 for token_id in line.prompt_token_ids or ()):
+        raise _BrokenLine("prompt_token_ids holds a number that is no token id")
     if messages is not None and not messages:
         raise _BrokenLine("messages is empty")
     if settings.template is not None:

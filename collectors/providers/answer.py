@@ -17,6 +17,13 @@ from storage.rows import Usage
 
 T = TypeVar("T")
 
+PROMPT_LOGITS = 2**30
+"""Tokens × vocabulary of a scored text, at most: 4 GB of float32. Longer ones have taken whole engines down with them
+(vllm#5907), and every answer in flight with it. 4,096 tokens of 262k, 8,192 of 128k."""
+
+_LARGEST_VOCABULARY = 2**18  # of the common ones, where nothing tells
+_BYTES_PER_TOKEN = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -58,6 +65,28 @@ def reading(answer: Answer, *, k: int, vocabulary: int | None, logprob_space: st
         model=answer.model,
         flags=flags,
     )
+
+
+def prompt_logits(item: Item, vocabulary: int | None) -> int:
+    """Logits that a server computes to score an item: its tokens, or one a byte where they are not known, × vocabulary.
+
+    What is scored behind a prompt counts as plain text, since only the prompt's tokens are asked for.
+    """
+    tokens = item.prompt_bytes
+    if item.prompt_token_ids is not None:
+        tokens = len(item.prompt_token_ids) + len((item.completion or "").encode()) // _BYTES_PER_TOKEN
+    return tokens * (vocabulary or _LARGEST_VOCABULARY)
+
+
+def check_scorable(item: Item, vocabulary: int | None) -> None:
+    """Raise Rejected for a text whose scoring could take the server's memory."""
+    if prompt_logits(item, vocabulary) > PROMPT_LOGITS:
+        size = vocabulary or _LARGEST_VOCABULARY
+        raise Rejected(
+            "prompt_too_long",
+            f"scoring it would take more than {PROMPT_LOGITS // size:,} tokens × {size:,} logits of the server's "
+            "memory: split the text",
+        )
 
 
 def over_label_set(log_weights: Sequence[float]) -> Labels:

@@ -19,7 +19,7 @@ from collectors.http import Request
 from collectors.normalise import Received
 from collectors.plan import Item
 from collectors.providers import Engine, Reading, Setup
-from collectors.providers.answer import Answer, decode, first_target, reading
+from collectors.providers.answer import Answer, check_scorable, decode, first_target, reading
 from storage.rows import Usage
 
 _Entry = tuple[float | None, int, str | None]
@@ -106,6 +106,8 @@ class SGLang:
     def request(self, item: Item) -> Request:
         """`logprob_start_len` −1 leaves the prompt's log-probabilities out, 0 asks for them."""
         score = self._ask.mode == "score"
+        if score:
+            check_scorable(item, self._vocabulary)
         body: dict[str, Any] = {
             "sampling_params": _sampling(self._ask, item, 1 if score else item.max_tokens),
             "return_logprob": self._ask.top_k > 0,

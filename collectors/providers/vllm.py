@@ -14,7 +14,15 @@ from collectors.http import Request
 from collectors.normalise import SENTINEL, Received
 from collectors.plan import Item
 from collectors.providers import Engine, Reading, Setup
-from collectors.providers.answer import Answer, decode, first_target, over_label_set
+from collectors.providers.answer import (
+    PROMPT_LOGITS,
+    Answer,
+    check_scorable,
+    decode,
+    first_target,
+    over_label_set,
+    prompt_logits,
+)
 from collectors.providers.openai import Body, OpenAICompatible, Scored, TokensUsed
 from storage.rows import Usage
 
@@ -55,8 +63,10 @@ class VLLM(OpenAICompatible):
             self._chat_k = setup.ask.top_k + 1  # else the k-th is lost where the sampled token lies outside the top k
 
     def prepare(self, item: Item) -> Request | None:
-        """The prompt's tokens, where a BOS of ours goes before them or a completion is scored behind them."""
+        """The prompt's tokens, where a BOS of ours goes before them, a completion is scored behind them, or a scored
+        text may be too long."""
         wanted = self._ask.bos == "add" or item.completion is not None or self._ask.mode == "classify"
+        wanted |= self._ask.mode == "score" and prompt_logits(item, self._vocabulary) > PROMPT_LOGITS
         if item.prompt_token_ids is not None or not wanted:
             return None
         if item.messages is not None:
@@ -79,6 +89,7 @@ class VLLM(OpenAICompatible):
         """One token is generated where a text is scored, since the server wants at least one."""
         if self._ask.mode == "generate":
             return super().request(item)
+        check_scorable(item, self._vocabulary)
         if self._ask.mode == "classify":
             return self._classifying(item)
         body: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "seed": item.seed, "return_token_ids": True}

@@ -60,6 +60,8 @@ def test_windows_line_ends_and_a_byte_order_mark_are_fine(tmp_path: Path) -> Non
         ('["a"]', "object"),
         (b'{"prompt": "\xff"}', "UTF-8|utf-8|decode"),
         ('{"prompt_token_ids": ["a"]}', "int"),
+        ('{"prompt_token_ids": [5, -1]}', "no token id"),
+        ('{"prompt_token_ids": [2147483648]}', "no token id"),
     ],
 )
 def test_a_broken_line_is_named_with_its_place_and_nothing_starts(tmp_path: Path, line: str | bytes, said: str) -> None:

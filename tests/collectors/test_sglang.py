@@ -121,3 +121,11 @@ def test_what_it_cannot_ask_is_refused(made: Make, item: NewItem, teacher_tokeni
 def test_the_engine_says_its_version(made: Make) -> None:
     said = made("sglang").engine([b'{"version": "0.5.13", "context_length": 4096, "served_model_name": "g", "x": 1}'])
     assert (said.name, said.version, said.context_length, said.served_model) == ("SGLang", "0.5.13", 4096, "g")
+
+
+def test_a_text_whose_scoring_could_take_the_servers_memory_is_not_asked(made: Make, item: NewItem) -> None:
+    one = made("sglang", mode="score", top_k=2)  # no vocabulary is known: 2^18
+    assert one.request(item(prompt="x", prompt_token_ids=(5,) * 4096))
+    with pytest.raises(Rejected, match=r"prompt_too_long.*4,096 tokens"):
+        one.request(item(prompt="x", prompt_token_ids=(5,) * 4097))
+    assert made("sglang", top_k=2).request(item(prompt="x", prompt_token_ids=(5,) * 4097))

@@ -227,3 +227,15 @@ def test_labels_that_cannot_be_compared_are_refused(made: Make, item: NewItem) -
         read(one, asked, {"choices": [scored(0, [2, 3], [None, -9999.0]), scored(1, [2, 4], [None, -1.0])]})
     with pytest.raises(Rejected, match="text_only"):
         one.request(item(messages=CHAT))
+
+
+def test_a_text_whose_scoring_could_take_the_servers_memory_is_counted_and_not_asked(made: Make, item: NewItem) -> None:
+    one = made("vllm", mode="score", top_k=2)  # no vocabulary is known: 2^18
+    assert one.prepare(item(prompt="x" * 4096)) is None
+    long = item(prompt="word " * 4096)
+    assert one.prepare(long) is not None  # more bytes than tokens are allowed: only the server knows
+    assert one.request(one.prepared(long, b'{"tokens": [%s5]}' % (b"5, " * 4095)))
+    with pytest.raises(Rejected, match=r"prompt_too_long.*4,096 tokens"):
+        one.request(one.prepared(long, b'{"tokens": [%s5]}' % (b"5, " * 4096)))
+    with pytest.raises(Rejected, match="prompt_too_long"):
+        one.request(item(prompt="x", prompt_token_ids=(5,) * 4000, completion="word " * 100))
