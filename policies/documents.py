@@ -305,11 +305,17 @@ def read_document(text: str, name: str) -> Document:
 
 
 def read_bundle(folder: Path | Traversable) -> Bundle:
-    """Read every .toml file of a folder as a bundle; raises RegisterError when one is malformed or none is there."""
-    files = [file for file in folder.iterdir() if file.name.endswith(".toml")]
-    if not files:
+    """Read every .toml file of a folder as a bundle; raises RegisterError when one cannot be read or none is there."""
+    try:
+        files = [file for file in folder.iterdir() if file.name.endswith(".toml")]
+        texts = {file.name: file.read_text("utf-8") for file in files}
+    except UnicodeDecodeError:
+        raise RegisterError(f"{folder}: holds a document that is not UTF-8 text") from None
+    except OSError as error:
+        raise RegisterError(f"{error.filename}: the terms documents cannot be read ({error.strerror})") from None
+    if not texts:
         raise RegisterError(f"{folder}: holds no terms documents (*.toml)")
-    return Bundle(read_document(file.read_text("utf-8"), file.name) for file in files)
+    return Bundle(read_document(text, name) for name, text in texts.items())
 
 
 def register_folder() -> Traversable:

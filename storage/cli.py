@@ -151,11 +151,13 @@ def takedown(
     besides = f"{done.rejects} rejects, {done.responses} journal entries, {done.archived} archived responses"
     click.echo(f"{done.rows:,} rows, {besides} {verb}.")
     if done.versions is not None:
-        click.echo(f"They were in versions {done.versions[0]} to {done.versions[1]} of the table.")
+        first, last = done.versions
+        span = f"version {first}" if first == last else f"versions {first} to {last}"
+        click.echo(f"They were in {span} of the table.")
     for student in done.students:
         click.echo(f"Reached by training: {student}")
     for checkpoint in done.checkpoints:
-        click.echo(f"Reached, unfinished: {checkpoint}")
+        click.echo(f"Reached, a checkpoint: {checkpoint}")
     if done.record is not None:
         click.echo(f"Version {done.version} no longer has them; record {done.record[:12]} says why.")
         click.echo(f"Next: potstill compact {table} --purge  deletes their bytes.")

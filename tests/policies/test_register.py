@@ -112,6 +112,11 @@ def test_a_bundle_refuses_doubles_holes_and_emptiness(tmp_path: Path) -> None:
         Bundle([oss])
     with pytest.raises(RegisterError, match="holds no terms documents"):
         read_bundle(tmp_path)
+    with pytest.raises(RegisterError, match=r"none: the terms documents cannot be read \(No such file or directory\)"):
+        read_bundle(tmp_path / "none")
+    (tmp_path / "gemma-tou@2025-03-24.toml").write_bytes(b"\xff")
+    with pytest.raises(RegisterError, match="a document that is not UTF-8 text"):
+        read_bundle(tmp_path)
 
 
 def test_a_folder_is_a_bundle(tmp_path: Path) -> None:
