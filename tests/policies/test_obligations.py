@@ -25,6 +25,7 @@ def prefixed(*prefixes: str) -> Claims:
         (["Llama"], "Llama"),
         (["Llama", "Llama 3"], "Llama 3"),
         (["Llama-3", "Llama 3", "Llama"], "Llama-3"),
+        (["Llama-3", "Llama 3 x"], "Llama 3 x"),
         (["Llama", "glm-4"], None),
         (["Llama 3", "Llama 4"], None),
     ],

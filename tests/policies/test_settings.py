@@ -118,3 +118,9 @@ def test_facts_that_cannot_be(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_toml(tmp_path / "use.toml", Use)
     assert says in str(caught.value)
+
+
+def test_a_code_that_nobody_bears_is_refused_without_a_guess(tmp_path: Path) -> None:
+    (tmp_path / "use.toml").write_text('action = "train"\n[organisation]\ndomicile = "XX"')
+    with pytest.raises(ConfigError, match=r"two capital letters, such as DE$"):
+        read_toml(tmp_path / "use.toml", Use)
