@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.collectors.runs import write_run
+from storage.locks import hold
+from tests.collectors.runs import run_config, write_run
 from tests.collectors.servers import TeacherServer
 
 ROOT = Path(__file__).parents[2]
@@ -103,3 +104,14 @@ def test_rejects_end_in_part_and_say_where_to_look(tmp_path: Path) -> None:
     assert result.returncode == 4
     assert "rejected" in result.stdout
     assert "potstill sql" in result.stdout
+
+
+def test_a_run_that_another_process_holds_is_told_before_the_slow_imports(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    with hold(config.table / "journal" / f"{config.run_id}.lock", config.run_id):
+        command = [sys.executable, "-X", "importtime", "-m", "potstill", "collect", str(tmp_path / "run.toml")]
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 75, second.stderr
+    assert f"process {os.getpid()}" in second.stderr
+    slow = [line for line in second.stderr.splitlines() if line.startswith("import time:")]
+    assert not [line for line in slow if line.split()[-1] in ("collectors.run", "deltalake", "duckdb", "aiohttp")]
