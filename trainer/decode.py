@@ -161,7 +161,8 @@ class Assembler:
             if self.temperature != 1:
                 out["tail_sum"] = _with_lost(out["tail_sum"], out["top_logprobs"] / self.temperature, lost_NK)
             out["top_logprobs"][lost_NK] = -np.inf
-        unknown_BS = (out["input_ids"] < 0) & (out["document_ids"] > 0)
+        out["input_ids"][out["document_ids"] == 0] = 0  # the teacher's token 0 may be none of the student's
+        unknown_BS = out["input_ids"] < 0
         if unknown_BS.any():
             if self.unknown_id is None:
                 raise StreamRefused(

@@ -250,6 +250,14 @@ def test_two_ids_to_one_are_refused(table: Table) -> None:
         stream(table, id_map=np.zeros(TEACHER.size, dtype=np.int64))
 
 
+def test_padding_is_a_token_that_the_student_has(table: Table) -> None:
+    """Where the teacher's token 0 was trimmed away, an embedding would be asked for token −1."""
+    id_map = np.arange(TEACHER.size) - 1
+    for batch in take(stream(table, id_map=id_map), 3):
+        padding = batch["document_ids"] == 0
+        assert padding.any() and (batch["input_ids"][padding] == 0).all() and (batch["input_ids"] >= 0).all()
+
+
 def test_text_without_candidates_is_a_hard_target(tmp_path: Path) -> None:
     table = Table.create(tmp_path / "t")
     labels = TEACHER.labels([2, 5, 6, 7], 4)
