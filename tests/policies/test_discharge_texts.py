@@ -71,6 +71,9 @@ def test_the_notice() -> None:
 
 def test_the_front_matter() -> None:
     decision = llama()
+    own = card_metadata(gemma())
+    assert (own["license"], own["license_name"]) == ("other", "LicenseRef-acme")
+    assert own["tags"] == ["distillation", "trained-on-model-outputs"]
     assert card_metadata(decision) == {
         "tags": ["distillation", "trained-on-model-outputs"],
         "license": "apache-2.0",
@@ -104,6 +107,18 @@ def test_what_is_missing_names_teacher_document_and_place() -> None:
         "fix": ("put the licence's text in LICENSES/gemma-tou.txt",),
         "facts": {"teachers": [GEMMA]},
     }
+
+
+def test_each_place_is_named() -> None:
+    stability = decide(
+        material("stabilityai/stablelm-2-12b-chat"), use(commercial=False, licence="LicenseRef-stability-nc-2023")
+    )
+    own = "put the student's own licence in LICENSE, with what the terms demand of it"
+    assert own in {fix for reason in read_back(stability, {}).reasons for fix in reason.fix}
+    (mark,) = (r for r in read_back(decide(material(DEEPSEEK), use()), {}).reasons if r.code == "ATTRIBUTION_MISSING")
+    assert mark.fix == ("rename the student, and the title of README.md with it",)
+    two = decide([material(GEMMA), material("google/gemma-3-4b-it")], use(licence="LicenseRef-acme"))
+    assert f"distilled from {GEMMA}, google/gemma-3-4b-it.\n" in texts(two)["NOTICE"]
 
 
 def test_summaries_come_by_model_and_then_by_signal() -> None:
