@@ -174,6 +174,14 @@ def test_without_the_provider_the_models_own_licence_is_still_told_by_its_revisi
         assert (terms(teacher), problems(teacher)) == ([licence, OPENROUTER], ["SERVED_PROVIDER_MISSING"])
 
 
+def test_without_the_provider_what_somebody_offers_needs_it_and_what_nobody_does_is_unknown() -> None:
+    """With the vendor that the aggregator puts before the name, which only some terms write."""
+    for model in ("openai/o3-mini", "anthropic/claude-sonnet-4", "gpt-4o"):
+        assert problems(f"{model}#openrouter") == ["SERVED_PROVIDER_MISSING"]
+    for model in ("nobody/x", "gpt", "x/y/o3"):
+        assert problems(f"{model}#openrouter") == ["UNKNOWN_TERMS"]
+
+
 def test_only_a_licence_that_follows_outputs_makes_a_doubt_count_on_its_makers_own_service() -> None:
     bundle = load_bundle()
     followed = [_follows(bundle, name) for name in ("deepseek-license-1.0@2023-10-23", "mit@undated", "nothing@2020")]
