@@ -27,6 +27,9 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
 }
 TABLE_FUNCTIONS = {"range", "generate_series", "unnest", "json_each", "json_tree"}
 REFUSED_FUNCTIONS = {"current_setting", "getvariable", "write_log", "sleep_ms", "nextval", "currval", "getenv"}
+AMPLIFIERS = {"repeat", "lpad", "rpad", "list_resize", "array_resize"}
+"""Functions by which values grow outside of DuckDB's memory limit and without a look at the clock."""
+MOST_TIMES = 1_000_000
 QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 
 
@@ -84,6 +87,7 @@ def check_query(connection: Any, query: str, names: set[str]) -> Checked:
     known |= {str(node["cte_name"]).lower() for node in nodes if "cte_name" in node}
     for node in nodes:
         _check_node(node, known)
+    _check_growth(nodes)
     return Checked({name for name in names if any(_table_of(node) == name for node in nodes)}, nodes)
 
 
@@ -122,3 +126,18 @@ def _check_node(node: dict[str, Any], known: set[str]) -> None:
             raise QueryRefused(f"The table function {name!r} is not available: query the views instead.")
     if kind == "FUNCTION" and str(node["function_name"]).lower() in REFUSED_FUNCTIONS:
         raise QueryRefused(f"The function {node['function_name']!r} is not available here.")
+
+
+def _check_growth(nodes: list[dict[str, Any]]) -> None:
+    """Such functions may stand within each other, so their numbers are multiplied."""
+    times = 1
+    for node in nodes:
+        if node.get("type") == "FUNCTION" and str(node["function_name"]).lower() in AMPLIFIERS:
+            last = node["arguments"][1]["expression"] if len(node["arguments"]) > 1 else {}
+            literal = last.get("literal", {})
+            times *= max(int(literal["text"]), 1) if literal.get("kind") == "INTEGER" else MOST_TIMES + 1
+    if times > MOST_TIMES:
+        raise QueryRefused(
+            f"{', '.join(sorted(AMPLIFIERS))} need a plain number as their second argument, all together up to "
+            f"{MOST_TIMES:,}."
+        )

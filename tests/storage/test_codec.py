@@ -1,7 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -12,6 +12,7 @@ from tests.storage.make_rows import make_labels, sample
 FLOATS = st.floats(-60, 0, width=32) | st.just(-np.inf)
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.float32, st.integers(0, 40), elements=FLOATS), st.integers(1, 22))
 def test_rounding_stays_within_its_bound_and_keeps_the_order(values, bits):
     rounded = round_mantissa(values, bits)
@@ -53,6 +54,7 @@ def test_entropy_counts_the_tail_as_one_bucket():
 LISTS = st.lists(st.none() | arrays.arrays(np.float32, st.integers(0, 6), elements=FLOATS), max_size=8)
 
 
+@settings(deadline=None)
 @given(LISTS)
 def test_list_columns_come_back(lists):
     column = list_column(lists, SOFT_LABELS.field("log_tail").type)

@@ -2,7 +2,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.codec import LOSSLESS, Labels, labels_from_arrow, log_tail
@@ -35,6 +35,7 @@ rows = st.builds(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault of theirs
 @given(st.lists(rows, max_size=4))
 def test_rows_come_back_from_arrow(rows):
     table = rows_to_arrow(rows, mantissa_bits=LOSSLESS)
