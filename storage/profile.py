@@ -17,15 +17,18 @@ from storage.errors import EmptyTable, StorageError
 from storage.profile_against import Against, Plan, compare_with
 from storage.profile_embed import Features, chosen, dense, of_candidates
 from storage.profile_labels import Choice, RowMeasures, TokenSample, as_numbers, choices, measure
-from storage.profile_outliers import GroupShift, group_shifts, other_teacher, strange_subject
+from storage.profile_outliers import GroupShift, group_shifts, other_teacher
 from storage.profile_read import ROWS, Text, rows, text
 from storage.profile_reference import Answered, Ceiling, ceilings, compare, wilson
+from storage.profile_subjects import isolated_group, strange_subject
 from storage.profile_text import loop, refusal, wrong_languages
 from storage.profile_twins import twins
 from storage.table import Table
 
 WARN = 0.01
 EXAMPLES = 5
+QUOTED = 60
+"""Characters of a prompt in a reason."""
 KINDS = {
     "truncated": "answers cut off by max_tokens",
     "loops": "answers that repeat themselves",
@@ -213,13 +216,24 @@ def _findings(seen: _Seen, shifts: Sequence[GroupShift], features: Any) -> list[
 
 
 def _strange(seen: _Seen, features: Any) -> dict[int, str]:
-    """By prompt, by prompt and answer, and where every row has labels by what the teacher considered."""
+    """By prompt, by prompt and answer, and where every row has labels by what the teacher considered.
+
+    With sentence embeddings of the prompts a group is found that no prompt names.
+    """
     texts = seen.texts
     written = [[t.prompt or t.answer for t in texts], [f"{t.prompt} {t.answer}" for t in texts]]
     spaces = [dense(one, features) for one in written]
     if len(seen.measures) == len(texts):
         spaces.append(of_candidates([one.ids for one in seen.measures]))
-    return strange_subject(spaces, [dict(t.source) | ({"domain": t.domain} if t.domain else {}) for t in texts])
+    found = strange_subject(spaces, [dict(t.source) | ({"domain": t.domain} if t.domain else {}) for t in texts])
+    if features == "embeddings":
+        group = isolated_group(spaces[0], spaces[1]).tolist()
+        like = " and ".join(repr(written[0][n][:QUOTED]) for n in group[:2])
+        why = f"one of {len(group)} rows ({len(group) / len(texts):.1%}) far from the others, like {like}"
+        for n in group:
+            found.setdefault(n, why)
+            why = "of the same group"
+    return dict(sorted(found.items()))
 
 
 def _twins(written: Sequence[str], of: Sequence[str], texts: Sequence[Text]) -> dict[int, str]:

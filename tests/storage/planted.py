@@ -26,6 +26,8 @@ REFUSALS = (
     "This prompt was blocked because of our content policy.",
     "I'm not comfortable discussing that subject, so I'd rather we talked about another one.",
 )
+NEAR = ("code", "numbers")
+"""Everyday domains that are the technical rows' own subject: code, and arithmetic beside their mathematics."""
 Rng = np.random.Generator
 
 
@@ -113,11 +115,13 @@ TEACHERS = (hotter, colder, other_vocabulary, foreign_tokens)
 Change = Callable[[Row, Rng], Row]
 
 
-def planted(kind: str, seed: int, *, rows: int = 250, share: float = 0.02) -> list[Row]:
+def planted(
+    kind: str, seed: int, *, rows: int = 250, share: float = 0.02, strangers: Sequence[Row] | None = None
+) -> list[Row]:
     """`rows` technical rows of which `share` have one fault; kind "clean" has none.
 
-    duplicates copies other rows under new ids with a word changed; subject takes rows of one everyday domain; the
-    teachers change the labels of rows all through the table.
+    duplicates copies other rows under new ids with a word changed; subject takes `strangers`, or rows of one everyday
+    domain that is none of the technical rows'; the teachers change the labels of rows all through the table.
     """
     rng = np.random.default_rng(seed)
     pool = teacher_rows()
@@ -126,9 +130,9 @@ def planted(kind: str, seed: int, *, rows: int = 250, share: float = 0.02) -> li
     count = max(round(share * len(chosen)), 1)
     places = rng.choice(len(chosen), size=count, replace=False)
     if kind == "subject":
-        subjects = sorted({row.domain for row in pool if everyday(row)})
-        subject = rng.choice(subjects)
-        others = [row for row in pool if everyday(row) and row.domain == subject]
+        subjects = sorted({str(row.domain) for row in pool if everyday(row)} - {*NEAR})
+        subject = str(rng.choice(subjects))
+        others = list(strangers or [row for row in pool if everyday(row) and row.domain == subject])
         for place, other in zip(places, rng.permutation(len(others)), strict=False):
             same = chosen[place]  # it came by the same run, so that the text alone can tell
             chosen[place] = replace(

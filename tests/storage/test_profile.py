@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from policies.decision import Decision
 from policies.documents import load_bundle
@@ -22,12 +23,13 @@ from storage.profile_against import Plan, PromptsUnreadable, read_prompts
 from storage.profile_cli import profile as command
 from storage.profile_outliers import far_out
 from storage.profile_reference import calibration_error, matches, wilson
+from storage.profile_subjects import isolated_group
 from storage.profile_text import loop, refusal, wrong_languages
 from storage.profile_twins import twins
 from storage.rows import Row
 from storage.table import Table
 from tests.storage.make_rows import make_rows
-from tests.storage.planted import EXPECTED, everyday, found, planted, teacher_rows
+from tests.storage.planted import DATA, EXPECTED, everyday, found, planted, teacher_rows
 
 
 def table_of(rows: list[Row], path: Path) -> Table:
@@ -46,10 +48,9 @@ def test_clean_rows_raise_nothing(clean: tuple[Table, Profile]) -> None:
     assert clean[1].warnings == []
 
 
-@pytest.mark.parametrize("kind", [kind for kind in EXPECTED if kind not in ("clean", "hotter", "subject")])
+@pytest.mark.parametrize("kind", [kind for kind in EXPECTED if kind not in ("clean", "hotter")])
 def test_a_planted_fault_is_named(kind: str, tmp_path: Path) -> None:
-    """The two that are not found in every draw (a slightly less sure teacher, a subject of the same language) are
-    measured in benchmarks/RESULTS.md."""
+    """How often each is found in other draws is measured in benchmarks/RESULTS.md."""
     warnings = profile(table_of(planted(kind, 1), tmp_path), features="ngrams").warnings
     assert found(warnings, kind)
 
@@ -63,6 +64,49 @@ def test_a_small_strange_domain_is_named_by_the_prompts_domain(tmp_path: Path) -
         if f.kind == "strange_subject"
     )
     assert {example.prompt_id for example in one.examples} <= {row.prompt_id for row in letters} and one.rows == 8
+
+
+def embedded(rows: list[Row]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Sentence embeddings of prompts and of texts, as they were made once."""
+    known = np.load(DATA.with_name("teacher_rows_embedded.npz"))
+    place = {name: number for number, name in enumerate(known["prompt_id"].tolist())}
+    chosen = [place[row.prompt_id] for row in rows]
+    return known["prompts"][chosen].astype(np.float32), known["texts"][chosen].astype(np.float32)
+
+
+def test_a_small_group_that_no_prompt_names_is_found_by_embeddings() -> None:
+    clean = [planted("clean", seed, rows=300) for seed in range(8)]
+    assert sum(len(isolated_group(*embedded(rows))) > 0 for rows in clean) <= 1
+    strange = [planted("subject", seed, rows=300) for seed in range(8)]
+    groups = [isolated_group(*embedded(rows)) for rows in strange]
+    named = [sum(everyday(rows[n]) for n in group) for rows, group in zip(strange, groups, strict=True)]
+    assert sum(right >= 4 for right in named) >= 7
+    assert all(right >= 0.8 * len(group) for right, group in zip(named, groups, strict=True))
+
+
+def test_a_group_of_a_table_larger_than_the_sample_is_found_whole() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3_000, 32)) + np.eye(32)[0] * 8
+    vectors[1_000:1_060] = rng.normal(size=(60, 32)) + np.eye(32)[1] * 8
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert isolated_group(vectors, vectors).tolist() == list(range(1_000, 1_060))
+    assert not isolated_group(vectors[:1_000], vectors[:1_000]).size
+    assert not isolated_group(vectors[:20], vectors[:20]).size
+
+
+def test_a_group_is_told_with_two_of_its_prompts_and_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = planted("subject", 0, rows=300)
+    rows = [replace(row, domain=None) for row in rows]
+    prompts, texts = embedded(rows)
+    known = {str(row.prompt): vector for row, vector in zip(rows, prompts, strict=True)}
+    known |= {f"{row.prompt} {row.completion}": vector for row, vector in zip(rows, texts, strict=True)}
+    monkeypatch.setattr("storage.profile.chosen", lambda features: "embeddings")
+    monkeypatch.setattr("storage.profile.dense", lambda written, features: np.stack([known[one] for one in written]))
+    seen = profile(table_of(rows, tmp_path))
+    strange = next(finding for finding in seen.findings if finding.kind == "strange_subject")
+    group = [row.prompt for row in rows if everyday(row)]
+    assert strange.warn and strange.examples[0].why.startswith(f"one of {strange.rows} rows ({strange.rows / 300:.1%})")
+    assert sum(repr((prompt or "")[:60]) in strange.examples[0].why for prompt in group) == 2
 
 
 def test_a_run_of_another_teacher_is_named_as_a_group(tmp_path: Path) -> None:
