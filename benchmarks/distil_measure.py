@@ -1,7 +1,7 @@
 """Students beside the teacher's whole distribution, on held-out rows: what the stored labels alone cannot tell.
 
-A student's vocabulary is the part of the teacher's that the table needs; for all alike the teacher is renormalised to
-it.
+Student and teacher have the same tokens, so this is the full KL and no part of it is left out. It is the sum of three:
+how much the K stored candidates get together, which of them, and which of all other tokens (chain rule of the KL).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from trainer.student import load_student
 DRAWS = 8
 """Tokens that the teacher says at each position, for the calibration error."""
 UNTRAINED = "untrained"
+COLUMNS = ("row", "kl", "kl_mass", "kl_head", "kl_tail", "nll", "top1", "confidence", "tail", "teacher_tail")
+"""Of each held-out token: its batch, the KL and its three parts, and what the rest mean by their names."""
 
 
 def measure(config: TrainConfig, teacher_folder: Path, students: Mapping[tuple[str, int], Path]) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def measure(config: TrainConfig, teacher_folder: Path, students: Mapping[tuple[s
     """
     teacher: Any = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype="auto").eval()
     runs: list[dict[str, Any]] = []
-    kept: list[float] = []
+    tokens = 0
     for seed in sorted({seed for _, seed in students}):
         seeded = config.model_copy(update={"data": config.data.model_copy(update={"seed": seed, "pack": False})})
         table = Table.open(config.table)
@@ -41,13 +43,12 @@ def measure(config: TrainConfig, teacher_folder: Path, students: Mapping[tuple[s
         models = {UNTRAINED: untrained.model.eval()}
         models |= {name: load_student(folder).eval() for (name, of), folder in students.items() if of == seed}
         batches = make_stream(seeded, table, untrained, split="holdout", batch_size=4, repeat=False)
-        found, masses = _columns(teacher, models, batches, untrained.vocabulary.id_map)
-        kept += masses
+        found = _columns(teacher, models, batches)
+        tokens += len(found[UNTRAINED])
         runs += [{"loss": name, "seed": seed, **_run(values)} for name, values in found.items()]
     return {
         "runs": runs,
-        "tokens": len(kept),
-        "teacher_mass_in_vocabulary": float(np.mean(kept)),
+        "tokens": tokens,
         "student_body": _body(untrained.model),
         "teacher_body": _body(teacher),
         "vocabulary": untrained.model.config.vocab_size,
@@ -57,49 +58,46 @@ def measure(config: TrainConfig, teacher_folder: Path, students: Mapping[tuple[s
 
 @torch.inference_mode()
 def _columns(
-    teacher: Any, models: Mapping[str, Any], batches: Iterable[Mapping[str, torch.Tensor]], id_map: Any
-) -> tuple[dict[str, np.ndarray], list[float]]:
-    """One line of figures a held-out token for each model, and the teacher's mass in the vocabulary."""
-    back = torch.from_numpy(np.argsort(np.where(id_map < 0, len(id_map), id_map))[: (id_map >= 0).sum()])
+    teacher: Any, models: Mapping[str, Any], batches: Iterable[Mapping[str, torch.Tensor]]
+) -> dict[str, np.ndarray]:
+    """One line of figures a held-out token for each model."""
     random = torch.Generator().manual_seed(0)
     found: dict[str, list[np.ndarray]] = {name: [] for name in models}
-    kept: list[float] = []
     for number, batch in enumerate(batches):
-        log_p, mass = _teacher(teacher, batch, back)
-        kept += mass.tolist()
+        log_p = loss_logits(teacher, batch).double().log_softmax(-1)
         draws = torch.multinomial(log_p.exp(), DRAWS, replacement=True, generator=random)
         row = torch.full((len(log_p),), number, dtype=torch.float64)
         for name, model in models.items():
-            log_q = loss_logits(model, batch).log_softmax(-1)
-            found[name].append(_figures(log_p, log_q, draws, batch["target_ids"], row))
-    return {name: np.concatenate(parts) for name, parts in found.items()}, kept
-
-
-def _teacher(teacher: Any, batch: Mapping[str, torch.Tensor], back: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p over the student's vocabulary [N, V] and the mass that it holds [N]."""
-    causal = teacher.base_model(input_ids=back[batch["input_ids"]], attention_mask=(batch["document_ids"] > 0).long())
-    hidden = causal.last_hidden_state.flatten(0, 1)[batch["loss_index"]]
-    parts = []
-    for some in hidden.split(32):
-        logits = teacher.get_output_embeddings()(some).float()
-        parts.append((logits[:, back].log_softmax(-1), (logits[:, back].logsumexp(-1) - logits.logsumexp(-1)).exp()))
-    return torch.cat([p for p, _ in parts]), torch.cat([m for _, m in parts])
+            log_q = loss_logits(model, batch).double().log_softmax(-1)
+            found[name].append(_figures(log_p, log_q, batch, draws, row))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _figures(
-    log_p: torch.Tensor, log_q: torch.Tensor, draws: torch.Tensor, targets: torch.Tensor, row: torch.Tensor
+    log_p: torch.Tensor, log_q: torch.Tensor, batch: Mapping[str, torch.Tensor], draws: torch.Tensor, row: torch.Tensor
 ) -> np.ndarray:
-    """[N, 5 + DRAWS]: row, KL, NLL, agreement, confidence, hits of the draws."""
+    """[N, len(COLUMNS) + DRAWS]: COLUMNS, then hits of the draws."""
     confidence, best = log_q.max(-1)
-    columns = [
-        row[:, None],
-        (log_p.exp() * (log_p - log_q)).sum(-1, keepdim=True),
-        -log_q.gather(-1, targets[:, None]),
-        (best == log_p.argmax(-1))[:, None],
-        confidence.exp()[:, None],
-        draws == best[:, None],
-    ]
-    return np.asarray(torch.cat([column.double() for column in columns], dim=-1))
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    head_p, head_q = (log.gather(-1, batch["top_ids"].long()) for log in (log_p, log_q))
+    mass_p, mass_q = head_p.logsumexp(-1), head_q.logsumexp(-1)
+    among = (head_p.exp() * (head_p - head_q)).sum(-1) - mass_p.exp() * (mass_p - mass_q)
+    rest_p, rest_q = (torch.log1p(-mass.exp().clamp(max=1 - 1e-12)) for mass in (mass_p, mass_q))
+    mass = mass_p.exp() * (mass_p - mass_q) + rest_p.exp() * (rest_p - rest_q)
+    columns = (
+        row,
+        kl,
+        mass,
+        among,
+        kl - mass - among,
+        -log_q.gather(-1, batch["target_ids"].long()[:, None])[:, 0],
+        best == log_p.argmax(-1),
+        confidence.exp(),
+        rest_q.exp(),
+        rest_p.exp(),
+    )
+    hits = (draws == best[:, None]).double()
+    return np.asarray(torch.cat([torch.stack([column.double() for column in columns], dim=-1), hits], dim=-1))
 
 
 def _bucket_wins(runs: Sequence[Mapping[str, Any]]) -> bool:
@@ -109,15 +107,14 @@ def _bucket_wins(runs: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _run(values: np.ndarray) -> dict[str, float]:
-    confidence = np.repeat(values[:, 4], DRAWS)
-    low, high = interval(values[:, 0], values[:, 1])
+    column = {name: values[:, place] for place, name in enumerate(COLUMNS)}
+    low, high = interval(column["row"], column["kl"])
+    confidence = np.repeat(column["confidence"], DRAWS)
     return {
-        "kl": float(values[:, 1].mean()),
         "kl_low": low,
         "kl_high": high,
-        "calibration_error": calibration_error(confidence, values[:, 5:].reshape(-1)),
-        "nll": float(values[:, 2].mean()),
-        "top1_agreement": float(values[:, 3].mean()),
+        "calibration_error": calibration_error(confidence, values[:, len(COLUMNS) :].reshape(-1)),
+        **{name: float(column[name].mean()) for name in COLUMNS[1:]},
     }
 
 

@@ -17,28 +17,37 @@ def section(found: dict[str, Any], setting: str) -> str:
     lines = [
         "## What each loss is worth",
         "",
-        f"{setting} Gemma 3 270M (Q4_K_M as bfloat16, {found['teacher_body'] / 1e6:.0f} M parameters besides the "
-        "embeddings) scored them by `local` with top 20; the student is a Llama of "
-        f"{found['student_body'] / 1e6:.1f} M besides the embeddings, vocabulary {found['vocabulary']:,}. Measured "
-        "against the teacher's whole distribution (renormalised to the student's vocabulary, which holds "
-        f"{found['teacher_mass_in_vocabulary']:.1%} of it) on {found['tokens']:,} held-out tokens; calibration error "
-        f"against tokens drawn from the teacher. Mean over seeds {', '.join(map(str, seeds))}, ± the 95 % interval of "
-        "the mean (Student's t).",
+        f"{setting} Gemma 3 270M (the Q4_K_M weights in float32, {found['teacher_body'] / 1e6:.0f} M parameters "
+        f"besides the embeddings), cut down to the {found['vocabulary']:,} tokens of the passages, scored them by "
+        f"`local` with top 20; the student is a Llama of {found['student_body'] / 1e6:.1f} M with the same tokens. KL "
+        f"is the whole KL(teacher ‖ student) over that vocabulary on {found['tokens']:,} held-out tokens, the sum of "
+        "three: how much the 20 candidates get together, which of them, and which of all other tokens. The teacher's "
+        f"tail holds {mean(run['teacher_tail'] for run in found['runs']):.1%}. Calibration error: tokens drawn from "
+        f"the teacher. Mean over seeds {', '.join(map(str, seeds))}, ± the 95 % interval of the mean (Student's t).",
         "",
-        f"| loss | KL, nats/token | calibration error | NLL of the text | top-1 agreement | {kl_heads} |",
-        "|---|---|---|---|---|" + "---|" * len(seeds),
+        f"| loss | {' | '.join(head for _, _, head in _COLUMNS)} | {kl_heads} |",
+        "|---|" + "---|" * (len(_COLUMNS) + len(seeds)),
     ]
     for name in dict.fromkeys(run["loss"] for run in found["runs"]):
         runs = [run for run in found["runs"] if run["loss"] == name]
         each = [f"{run['kl']:.3f}" for run in runs]
-        figures = [_mean(runs, key, form) for key, form in _COLUMNS]
+        figures = [_mean(runs, key, form) for key, form, _ in _COLUMNS]
         lines.append(f"| {name} | " + " | ".join([*figures, *each]) + " |")
     won = "beats CE and both renormalised losses" if found["bucket_wins_every_seed"] else "does NOT beat all others"
     plot_line = "![KL and calibration error by loss](distil.svg)"
     return "\n".join([*lines, "", f"In KL, bucket {won} in every seed.", "", plot_line, ""])
 
 
-_COLUMNS = (("kl", "{:.3f}"), ("calibration_error", "{:.1%}"), ("nll", "{:.3f}"), ("top1_agreement", "{:.1%}"))
+_COLUMNS = (
+    ("kl", "{:.3f}", "KL, nats/token"),
+    ("kl_mass", "{:.3f}", "candidates or not"),
+    ("kl_head", "{:.3f}", "among candidates"),
+    ("kl_tail", "{:.3f}", "within the tail"),
+    ("tail", "{:.1%}", "student's tail"),
+    ("calibration_error", "{:.1%}", "calibration error"),
+    ("nll", "{:.3f}", "NLL of the text"),
+    ("top1", "{:.1%}", "top-1 agreement"),
+)
 
 
 def _mean(runs: list[dict[str, Any]], key: str, form: str) -> str:
