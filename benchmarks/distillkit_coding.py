@@ -1,7 +1,7 @@
 """DistillKit's coding written again from its description, for measurement and tests only: the way in.
 
-The way out is storage/distillkit.py. Their two published settings are here; residual bins and deltas are left out, as
-both settings do.
+The way out is storage/distillkit.py; `decode_in_its_steps` takes the steps of DistillKit's own torch code instead.
+Their two published settings are here; residual bins and deltas are left out, as both settings do.
 """
 
 from __future__ import annotations
@@ -29,6 +29,26 @@ def encode(logprobs: NDArray[Any], ids: NDArray[Any], coding: Coding) -> tuple[N
     powers = powers_of(coding)
     solved, *_ = np.linalg.lstsq(powers, logprobs[:, coding.exact_k :].T.astype(np.float64), rcond=None)
     return np.concatenate([exact, _bytes(solved.T, coding.term_dtype)], axis=1), pack(ids, coding.id_bits)
+
+
+def decode_in_its_steps(packed: Any, packed_ids: Any, coding: Coding) -> tuple[Any, Any]:
+    """(B, T, bytes) of each → (B, T, k) ids and log-probabilities in the type of the exact ones, as DistillKit does it.
+
+    Its package (compression/bitpack.py, monotonic_logprobs.py) shifts every byte by eight 64-bit positions, weighs the
+    bits of a number and sums them, and gives the polynomial as a sum of products.
+    """
+    import torch  # the coding alone does without
+
+    shifts = torch.arange(7, -1, -1)
+    bits = ((packed_ids.unsqueeze(-1) >> shifts) & 1).to(torch.uint8).flatten(-2)[..., : coding.k * coding.id_bits]
+    weights = 2 ** torch.arange(coding.id_bits - 1, -1, -1)
+    ids = (bits.contiguous().unflatten(-1, (coding.k, coding.id_bits)) * weights).sum(dim=-1).long()
+    end = coding.exact_k * 2
+    exact = packed[..., :end].contiguous().view(torch.bfloat16)
+    factors = packed[..., end:].contiguous().view(torch.float32)
+    powers = torch.from_numpy(powers_of(coding)).float()
+    rest = torch.sum(powers * factors.unsqueeze(-2), dim=-1)
+    return ids, torch.cat([exact, rest.bfloat16()], dim=-1)
 
 
 def pack(numbers: NDArray[Any], bits: int) -> NDArray[np.uint8]:

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
-from benchmarks.distillkit_coding import BUDGET, RECOMMENDED, encode, with_k
+from benchmarks.distillkit_coding import BUDGET, RECOMMENDED, decode_in_its_steps, encode, with_k
 from storage.codec import list_values, log_tail, round_mantissa
 from storage.data_files import write_data_file
 from storage.distillkit import Coding, decode
@@ -27,6 +28,7 @@ from storage.rows import rows_to_arrow
 from tests.storage.make_rows import Labels, make_row
 
 SEQUENCE = 512
+BATCH = 8
 Arrays = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
@@ -47,6 +49,7 @@ def measure(ids: NDArray[np.int32], logprobs: NDArray[np.float32], folder: Path)
         "list of structs, pyarrow defaults": lambda: _structs(ids, logprobs, folder),
         "float16, byte-stream-split": lambda: _float16(ids, logprobs, folder),
         "DistillKit recommended": lambda: _distillkit(ids, logprobs, with_k(RECOMMENDED, k), folder),
+        "DistillKit recommended, in its own steps": lambda: _its_steps(ids, logprobs, with_k(RECOMMENDED, k), folder),
         "DistillKit budget": lambda: _distillkit(ids, logprobs, with_k(BUDGET, k), folder),
         "Hugging Face datasets, Arrow rows": lambda: _hugging_face(ids, logprobs, folder, "arrow"),
         "Hugging Face datasets, plain rows": lambda: _hugging_face(ids, logprobs, folder, None),
@@ -143,6 +146,26 @@ def _distillkit(ids: NDArray[np.int32], logprobs: NDArray[np.float32], coding: C
         return found_ids, found
 
     return path, list(columns), read
+
+
+def _its_steps(ids: NDArray[np.int32], logprobs: NDArray[np.float32], coding: Coding, folder: Path) -> Any:
+    """The same file, decoded by the torch operations of DistillKit's package, batch by batch as a training does."""
+    path, columns, _ = _distillkit(ids, logprobs, coding, folder)
+    torch.set_num_threads(1)
+
+    def read() -> Arrays:
+        table = _parquet(path)
+        raw = []
+        for name, width in zip(columns, coding.widths, strict=True):
+            values = table.column(name).combine_chunks().values.values.to_numpy()
+            raw.append(torch.from_numpy(values.reshape(-1, SEQUENCE, width).copy()))
+        parts = [
+            decode_in_its_steps(*batch, coding) for batch in zip(*(part.split(BATCH) for part in raw), strict=True)
+        ]
+        found_ids, found = (torch.cat(part).flatten(0, 1) for part in zip(*parts, strict=True))
+        return found_ids.int().numpy(), found.float().numpy()
+
+    return path, columns, read
 
 
 def _hugging_face(ids: NDArray[np.int32], logprobs: NDArray[np.float32], folder: Path, form: str | None) -> Any:
