@@ -3,11 +3,13 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from potstill import main
 from tests.trainer.synthetic import REFUSED, MarkovTeacher, training_folder
 from trainer.cli import evaluate, train
 
@@ -17,6 +19,24 @@ def potstill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = f"import sys; sys.path.insert(0, {root!r}); import potstill; potstill.main()"
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The same in this process, which has imported torch already: → exit code, stdout, stderr."""
+
+    def in_process(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(list(arguments))
+        assert isinstance(left.value.code, int)
+        return left.value.code, *capsys.readouterr()
+
+    return in_process
 
 
 def test_train_then_evaluate(tmp_path: Path) -> None:
@@ -51,30 +71,30 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_sentence_and_its_exit_code(
-    tmp_path: Path, arguments: list[str], change: tuple[str, str], code: int, message: str
+    tmp_path: Path, run: Run, arguments: list[str], change: tuple[str, str], code: int, message: str
 ) -> None:
     MarkovTeacher().table(tmp_path / "table", 20)
     path = training_folder(tmp_path, steps=20)
     path.write_text(path.read_text(encoding="utf-8").replace(*change, 1), encoding="utf-8")
-    done = potstill(tmp_path, *arguments)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert message in done.stderr and "Traceback" not in done.stderr
+    found, out, told = run(*arguments)
+    assert (found, out) == (code, "")
+    assert message in told and "Traceback" not in told
 
 
-def test_a_refused_use_exits_3_with_the_section(tmp_path: Path) -> None:
+def test_a_refused_use_exits_3_with_the_section(tmp_path: Path, run: Run) -> None:
     MarkovTeacher().table(tmp_path / "table", 20)
     training_folder(tmp_path, use=REFUSED)
-    done = potstill(tmp_path, "train", "train.toml")
-    assert done.returncode == 3
-    assert "gemma-tou@2025-03-24 s3" in done.stderr and "Traceback" not in done.stderr
+    code, _, told = run("train", "train.toml")
+    assert code == 3
+    assert "gemma-tou@2025-03-24 s3" in told and "Traceback" not in told
 
 
-def test_a_training_shorter_than_its_first_log_ends_well_and_tells_what_is_owed(tmp_path: Path) -> None:
+def test_a_training_shorter_than_its_first_log_ends_well_and_tells_what_is_owed(tmp_path: Path, run: Run) -> None:
     MarkovTeacher().table(tmp_path / "table", 20)
     training_folder(tmp_path, steps=3)
-    done = potstill(tmp_path, "train", "train.toml")
-    assert done.returncode == 0, done.stderr
-    assert "owed: Not found in the student's folder: Give a copy of the licence" in done.stderr
+    code, _, told = run("train", "train.toml")
+    assert code == 0, told
+    assert "owed: Not found in the student's folder: Give a copy of the licence" in told
 
 
 def test_help_tells_what_the_commands_do() -> None:
