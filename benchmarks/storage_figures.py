@@ -33,8 +33,8 @@ fast as ours.
 Tried for decoding, k=64, bytes a token and thousand tokens (ours in that run 150.2, 1,049): log-probabilities in LZ4
 170.6, 1,181, in Snappy 174.3, 954, uncompressed 365, 1,277; all in LZ4 213, 1,434, all uncompressed 512, 1,608; pages
 of 256 KB 177.6, 928, of 8 MB 147.9, 893, of version 2 149.6, 1,121; zstd level 1 160.5, 1,133, level 9 145.9, 1,129
-(slow to write); a memory map with or without read-ahead 1,143 and 1,100. None that keeps to 152 bytes gains more than the
-spread between runs."""
+(slow to write); a memory map with or without read-ahead 1,143 and 1,100. None that keeps to 152 bytes gains more than
+the spread between runs."""
 
 
 def main() -> None:

@@ -183,18 +183,21 @@ class DeltaLog:
                 yield int(entry.stem), json.loads(line)
 
     def _check_inside(self, relatives: Sequence[str]) -> None:
-        """No path of the log may leave the table, neither by its words nor through a link in place of a folder."""
+        """No path of the log may leave the table, neither by its words nor by a link, the file's or its folder's."""
         folders: set[str] = set()
+        links = set()
         for relative in relatives:
             path = unquote(relative)
             folder, _, name = path.rpartition("/")
             if path.startswith("/") or "://" in path or ".." in path.split("/") or name in ("", "."):
                 raise TableDamaged(f"The log of {self.root} names {relative!r}, outside of the table: do not use it.")
             folders.add(folder)
+            if (self.root / path).is_symlink():
+                links.add(path)
         root = self.root.resolve()
-        for folder in folders:
-            if not (self.root / folder).resolve().is_relative_to(root):
-                raise TableDamaged(f"{self.root / folder} is a link out of the table: do not use it.")
+        for place in folders | links:
+            if not (self.root / place).resolve().is_relative_to(root):
+                raise TableDamaged(f"{self.root / place} is a link out of the table: do not use it.")
 
     def commit(
         self,

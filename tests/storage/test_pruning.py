@@ -142,6 +142,16 @@ def test_a_group_that_groups_does_not_know_is_read(table, opened, monkeypatch):
     assert sql(table, asked).to_pylist() == [{"n": 60}] and opened == [ALL]
 
 
+def test_rows_stay_readable_where_groups_is_damaged(tmp_path, opened):
+    table = Table.create(tmp_path / "t")
+    table.append(make_rows(0, 2), writer="w", sequence=0)
+    table.append(make_rows(2, 3, teacher=QWEN), writer="w", sequence=1)
+    for path in table.groups.paths():
+        path.write_bytes(path.read_bytes()[:100])
+    asked = "SELECT count(*) AS n FROM soft_labels WHERE teacher.model = 'Qwen/Qwen3-8B'"
+    assert sql(table, asked).to_pylist() == [{"n": 3}] and opened == [2]
+
+
 BOUNDS = st.tuples(
     st.sampled_from(["<", "<=", "=", ">=", ">", "<>"]), st.integers(-30, 3 * 1440), st.booleans(), st.booleans()
 )

@@ -343,6 +343,21 @@ def test_gate_at_every_write(tmp_path, unlicensed):
     assert table.files() == [] and table.version == 0
 
 
+def test_a_data_file_that_links_out_of_the_table_is_refused(tmp_path):
+    table = Table.create(tmp_path / "t")
+    table.append(make_rows(0, 2), writer="w", sequence=0)
+    path = table.files()[0].path
+    path.rename(path.parent / "inside")
+    path.symlink_to(path.parent / "inside")
+    assert len(table.files()) == 1
+    (path.parent / "inside").rename(tmp_path / "outside")
+    path.unlink()
+    path.symlink_to(tmp_path / "outside")
+    for read in (table.files, Table.open(table.path).keys, lambda: table.sql("SELECT count(*) FROM soft_labels")):
+        with pytest.raises(TableDamaged, match="a link out of the table"):
+            read()
+
+
 def test_the_log_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     from storage import delta_log
 
