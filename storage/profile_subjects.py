@@ -19,9 +19,9 @@ NEAREST = 0.02, 0.1
 CHANCE = 1e-4
 """That one of a sound table's named groups lies so far out."""
 LEAST_SHARE, MOST_SHARE, LEAST = 0.015, 0.05, 5
-NEIGHBOURS = 3
-ISOLATED = 2.0
-"""Robust standard deviations of a row: of 48 sound tables of 300 docstrings, in two a group lay further out."""
+NEIGHBOURS = 10
+ISOLATED = 2.3
+"""Robust standard deviations of a row: of 150 sound tables of 300 docstrings, in four a group lay further out."""
 CLUSTERED = 2_000
 """Rows that are clustered; of a larger table a sample, which holds 40 rows of a group of 2 %."""
 

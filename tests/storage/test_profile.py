@@ -75,12 +75,12 @@ def embedded(rows: list[Row]) -> tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def test_a_small_group_that_no_prompt_names_is_found_by_embeddings() -> None:
-    clean = [planted("clean", seed, rows=300) for seed in range(8)]
-    assert sum(len(isolated_group(*embedded(rows))) > 0 for rows in clean) <= 1
-    strange = [planted("subject", seed, rows=300) for seed in range(8)]
+    """Two draws of twelve are missed: hammers and hinges are near enough to software."""
+    assert not any(len(isolated_group(*embedded(planted("clean", seed, rows=300)))) for seed in range(12))
+    strange = [planted("subject", seed, rows=300) for seed in range(12)]
     groups = [isolated_group(*embedded(rows)) for rows in strange]
     named = [sum(everyday(rows[n]) for n in group) for rows, group in zip(strange, groups, strict=True)]
-    assert sum(right >= 4 for right in named) >= 7
+    assert sum(right >= 4 for right in named) >= 10
     assert all(right >= 0.8 * len(group) for right, group in zip(named, groups, strict=True))
 
 
