@@ -297,13 +297,13 @@ def settings_of(folder: Path, steps: int, **replaced: str) -> Path:
 
 
 def test_a_student_of_another_tokenizer_beats_its_hard_twin(tmp_path: Path) -> None:
-    """At the default settings, on a teacher that is known: seeds 0 to 2 ended at RATIOS of the twin's divergence."""
+    """At the default hard_weight, on a teacher that is known; seeds 0 to 2 ended at 0.77, 0.70 and 0.78 of the twin."""
     words_table(tmp_path / "table", 160)
     (tmp_path / "own.json").write_text(json.dumps(own_words().content), encoding="utf-8")
     config = read_config(settings_of(tmp_path, 60, sequence_length="128", hard_weight="0.1"))
     record = train(config).record
     models = evaluate(config).content["models"]
-    assert models["student"]["kl"] < 0.97 * models["hard_twin"]["kl"] < models["untrained"]["kl"]
+    assert models["student"]["kl"] < 0.9 * models["hard_twin"]["kl"] < models["untrained"]["kl"]
     use = record["student"]["across_tokenizers"]
     assert use["usable_share"] > 0.99 and use["one_to_one"] > use["chunked"] > 0.2 * use["one_to_one"]
 
