@@ -228,9 +228,9 @@ def test_what_is_wrong_with_a_query_is_said(table):
 )
 def test_an_endless_query_ends_within_its_time(table, query):
     started = time.monotonic()
-    with pytest.raises(QueryTimeout, match="stopped after 3 s"):
-        sql(table.path, query, seconds=3, memory_mb=8192)  # so that time is the limit that it meets first
-    assert time.monotonic() - started < 1.2 * 3
+    with pytest.raises(QueryTimeout, match="stopped after 5 s"):
+        sql(table.path, query, seconds=5, memory_mb=8192)  # so that time is the limit that it meets first
+    assert time.monotonic() - started < 1.2 * 5
 
 
 def test_a_hungry_query_fails_and_the_process_lives(table):
