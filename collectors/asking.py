@@ -22,8 +22,9 @@ from collectors.slots import Slots
 POISON_DEATHS = 2
 _HEALTH = Request("GET", "/health")
 _HEALTH_SECONDS = 5.0
-# Large models take a quarter of an hour to load; a look a second.
-_RESTART_LOOKS = 900
+# Large models take a quarter of an hour to load; after a second a look, then ever later, up to ten.
+_RESTART_LOOKS = 95
+_LONGEST_LOOK = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Endpoint:
 
     `card` is the digest of its endpoint card, which the rows of its answers name.
 
+    `watched` says whether its queue is looked at, every two seconds: not out of a budget that counts requests.
+
     `exchanging` holds the tasks whose request is on the wire: cancelling another one costs nothing.
     """
 
@@ -76,6 +79,7 @@ class Endpoint:
         self.card = card
         self.provider = provider
         self.slots = Slots(allowed.concurrency)
+        self.watched = self.slots.adaptive and not budget.counts_requests
         self.limit = EndpointLimit(
             requests_per_minute=allowed.requests_per_minute, tokens_per_minute=allowed.tokens_per_minute
         )
@@ -90,13 +94,14 @@ class Endpoint:
         self._suspects = asyncio.Lock()
 
     async def ask(self, item: Item) -> Answer:
-        """Get the item prepared and answered. What prepares it takes time of the limits, and nothing of the budget.
+        """Get the item prepared and answered. What prepares it takes a request of the limits and the budget.
 
         Raises Rejected when the item cannot be answered (Poison when the engine fails on it alone), a Transient error
         when its tries are used up, EndpointStopped, BudgetSpent.
         """
         while (first := self.provider.prepare(item)) is not None:
-            told = await self._insist(_Ask(first, Spend(), 0.0, decisive=False))
+            told = await self._insist(_Ask(first, Spend(1), 0.0, decisive=False))
+            self._budget.settle(Spend(1), Spend(1))
             self.limit.settle(told.grant, 0)
             item = self.provider.prepared(item, told.response.body)
         worst = worst_case(self._price, item)
@@ -185,10 +190,10 @@ class Endpoint:
 
     async def _back(self) -> None:
         """Wait for an engine that died to be up again, so that its next death is a death and not the same one."""
-        for _ in range(_RESTART_LOOKS):
+        for look in range(_RESTART_LOOKS):
             if await self._alive():
                 return
-            await asyncio.sleep(limits.FIRST_PAUSE_SECONDS)
+            await asyncio.sleep(limits.FIRST_PAUSE_SECONDS * min(look + 1, _LONGEST_LOOK))
 
     def _heed(self, response: Response) -> None:
         """Follow what a good answer says of the limits, so that none is refused later."""
@@ -199,12 +204,15 @@ class Endpoint:
             self.limit.exhausted(seconds)
 
     async def _alive(self) -> bool:
-        """Whether the server still answers at all after a request that it did not."""
+        """Whether the server still answers at all after a request that it did not. Raises BudgetSpent."""
+        await self._budget.reserve(Spend(1))
         try:
             async with asyncio.timeout(_HEALTH_SECONDS):
                 response = await self.sender.send(_HEALTH)
         except (TransportError, Rejected, TimeoutError):
             return False
+        finally:
+            self._budget.settle(Spend(1), Spend(1))
         return response.status < 500
 
     def _estimate(self, item: Item) -> float:

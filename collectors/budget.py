@@ -38,8 +38,13 @@ class Spend:
             self.usd + other.usd,
         )
 
+    def __mul__(self, times: int) -> "Spend":
+        return Spend(
+            self.requests * times, self.prompt_tokens * times, self.completion_tokens * times, self.usd * times
+        )
+
     def __sub__(self, other: "Spend") -> "Spend":
-        return self + Spend(-other.requests, -other.prompt_tokens, -other.completion_tokens, -other.usd)
+        return self + other * -1
 
 
 def cost_usd(input_per_million: float, output_per_million: float, prompt_tokens: int, completion_tokens: int) -> float:
@@ -77,23 +82,44 @@ class Budget:
     def __init__(self, allowed: BudgetSettings, spent: Spend | None = None) -> None:
         self._allowed = allowed
         self._settled = asyncio.Event()
+        self._aside = Spend()
         self.spent = spent or Spend()
         self.reserved = Spend()
+
+    @property
+    def counts_requests(self) -> bool:
+        """Whether requests themselves are bounded, so that even one without tokens costs something."""
+        return self._allowed.requests is not None
+
+    def check(self, least: Spend, purpose: str) -> None:
+        """Raise BudgetSpent, naming the purpose, when what is left does not cover so much."""
+        if (excess := self._excess(least, purpose)) is not None:
+            raise BudgetSpent(excess)
+
+    def set_aside(self, worst: Spend, purpose: str) -> None:
+        """Keep so much for later: nothing else gets it before `release`. Raises BudgetSpent as `check` does."""
+        self.check(worst, purpose)
+        self._aside += worst
+
+    def release(self, worst: Spend) -> None:
+        """Give back what was set aside."""
+        self._aside -= worst
+        self._settled.set()
 
     async def reserve(self, worst: Spend) -> None:
         """Set the worst case of a request aside, waiting for those in flight where that may help.
 
         Raises BudgetSpent when it does not fit with nothing left in flight.
         """
-        while (excess := self._excess(worst)) is not None:
+        while (excess := self._excess(worst, "the worst case of another request")) is not None:
             if self.reserved.requests == 0:
                 raise BudgetSpent(excess)
             self._settled.clear()
             await self._settled.wait()
         self.reserved += worst
 
-    def _excess(self, worst: Spend) -> str | None:
-        total = self.spent + self.reserved + worst
+    def _excess(self, worst: Spend, purpose: str) -> str | None:
+        total = self.spent + self.reserved + self._aside + worst
         for name, allowed, needed in (
             ("requests", self._allowed.requests, total.requests),
             ("tokens", self._allowed.tokens, total.tokens),
@@ -102,8 +128,8 @@ class Budget:
             # A dollar sum is of floats: a billionth over is rounding, not spending.
             if allowed is not None and needed > allowed + 1e-9:
                 return (
-                    f"What is left of the budget of {allowed:,g} {name} does not cover the worst case of another "
-                    f"request; raise budget.{name} and run the same command again to go on."
+                    f"What is left of the budget of {allowed:,g} {name} does not cover {purpose}; "
+                    f"raise budget.{name} and run the same command again to go on."
                 )
         return None
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from collectors.config import AskSettings, EndpointSettings, TeacherSettings
+from collectors.budget import Budget, Spend, worst_case
+from collectors.config import AskSettings, EndpointSettings, PriceSettings, TeacherSettings
 from collectors.errors import Rejected
-from collectors.http import Request, Response, Sender
+from collectors.http import Response, Sender
+from collectors.paying import PayingSender
 from collectors.plan import Item
 from collectors.providers import provider
 from collectors.retry import check_status
@@ -66,27 +68,38 @@ async def sing(
     endpoint: EndpointSettings,
     ask: AskSettings,
     tokenizer: Tokenizer | None = None,
+    budget: Budget | None = None,
+    price: PriceSettings | None = None,
 ) -> tuple[Labels | None, ...]:
     """The endpoint's answers to PROMPTS, greedy, with at most ask.top_k candidates; None where one gave no labels.
 
-    Raises TransportError, ServerBusy or EndpointStopped.
+    They are paid out of `budget`. Raises TransportError, ServerBusy, EndpointStopped or BudgetSpent.
     """
+    paying = PayingSender(sender, budget, price)
     asked = AskSettings(top_k=min(ask.top_k, _CANDIDATES), temperature=0.0, max_tokens=_TOKENS, bos=ask.bos)
     one = provider(endpoint.kind, teacher=teacher, endpoint=endpoint, ask=asked, tokenizer=tokenizer)
     answers: list[Labels | None] = []
     for text in PROMPTS:
-        item = Item(key="", prompt_id="canary", sample_index=0, prompt=text, max_tokens=_TOKENS)
+        item = _canary(text)
         try:
             while (first := one.prepare(item)) is not None:
-                item = one.prepared(item, (await _sent(sender, first)).body)
-            answers.append(one.read(item, (await _sent(sender, one.request(item))).body).labels)
+                item = one.prepared(item, _checked(await paying.send(first)).body)
+            answers.append(one.read(item, _checked(await paying.ask(one, item)).body).labels)
         except Rejected:
             answers.append(None)
     return tuple(answers)
 
 
-async def _sent(sender: Sender, request: Request) -> Response:
-    response = await sender.send(request)
+def song_spend(price: PriceSettings | None) -> Spend:
+    """The most that all of PROMPTS can take at one endpoint, with a request to tokenize each."""
+    return sum((worst_case(price, _canary(text)) + Spend(1) for text in PROMPTS), Spend())
+
+
+def _canary(text: str) -> Item:
+    return Item(key="", prompt_id="canary", sample_index=0, prompt=text, max_tokens=_TOKENS)
+
+
+def _checked(response: Response) -> Response:
     check_status(response)
     return response
 

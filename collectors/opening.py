@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from collectors.budget import Budget, Spend
 from collectors.card import EndpointCard, contradictions, warnings
 from collectors.config import EndpointSettings, RunConfig
 from collectors.errors import EndpointStopped, EndpointUnfit, Rejected, Transient
 from collectors.http import HttpSender, Sender
 from collectors.plan import TeacherTokens
-from collectors.probe import probe
+from collectors.probe import least_spend, probe
 from collectors.prompts import PromptSummary
 from collectors.providers import Provider, local_sender, local_tokenizer, provider, unfit_prompts
 from collectors.providers.embedded import EmbeddedServer, default_gguf
@@ -79,15 +80,23 @@ def provider_for(config: RunConfig, card: EndpointCard | None, tokenizer: Tokeni
 
 
 @asynccontextmanager
-async def open_endpoints(config: RunConfig, tokenizer: Tokenizer | None) -> AsyncIterator[list[OpenEndpoint]]:
-    """All endpoints of the pool, probed. Raises EndpointStopped, EndpointUnfit, ProviderUnavailable."""
+async def open_endpoints(
+    config: RunConfig, tokenizer: Tokenizer | None, budget: Budget | None = None
+) -> AsyncIterator[list[OpenEndpoint]]:
+    """All endpoints of the pool, probed; a run's `budget` pays for that, and one that cannot ends it at once.
+
+    Raises EndpointStopped, EndpointUnfit, ProviderUnavailable, BudgetSpent.
+    """
+    if budget is not None:
+        least = sum((least_spend(one, config.ask, config.price) for one in config.pool), Spend(1))
+        budget.check(least, "a probe of the endpoint and a request")
     async with AsyncExitStack() as stack:
         opened: list[OpenEndpoint] = []
         for settings in config.pool:
             if settings.kind == "local":
                 local = await asyncio.to_thread(local_sender, config.teacher, settings, config.ask)
                 stack.push_async_callback(local.aclose)
-                opened.append(OpenEndpoint(local, settings, await _probed(local, config, settings, tokenizer)))
+                opened.append(OpenEndpoint(local, settings, await _probed(local, config, settings, tokenizer, budget)))
                 continue
             url = settings.base_url
             if settings.kind == "embedded":
@@ -106,19 +115,29 @@ async def open_endpoints(config: RunConfig, tokenizer: Tokenizer | None) -> Asyn
                 timeout_seconds=settings.timeout_seconds,
             )
             stack.push_async_callback(sender.aclose)
-            card = await _probed(sender, config, settings, tokenizer)
+            card = await _probed(sender, config, settings, tokenizer, budget)
             opened.append(OpenEndpoint(sender, settings, card))
         yield opened
 
 
 async def _probed(
-    sender: Sender, config: RunConfig, settings: EndpointSettings, tokenizer: Tokenizer | None
+    sender: Sender,
+    config: RunConfig,
+    settings: EndpointSettings,
+    tokenizer: Tokenizer | None,
+    budget: Budget | None,
 ) -> EndpointCard:
     try:
         async for attempt in attempts(_PROBE_TRIES):
             with attempt:
                 return await probe(
-                    sender, teacher=config.teacher, endpoint=settings, ask=config.ask, tokenizer=tokenizer
+                    sender,
+                    teacher=config.teacher,
+                    endpoint=settings,
+                    ask=config.ask,
+                    tokenizer=tokenizer,
+                    budget=budget,
+                    price=config.price,
                 )
     except Transient as error:
         raise EndpointStopped(f"The endpoint does not answer: {error} Start it, or correct base_url.") from error

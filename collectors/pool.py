@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from collectors.canary import Comparison, compare, sing
+from collectors.budget import Budget, Spend
+from collectors.canary import Comparison, compare, sing, song_spend
 from collectors.config import RunConfig
-from collectors.errors import EndpointStopped, EndpointUnfit, Transient
+from collectors.errors import BudgetSpent, EndpointStopped, EndpointUnfit, Transient
 from collectors.opening import OpenEndpoint
 from collectors.tokenizer import Tokenizer
 from storage.codec import Labels
@@ -24,18 +25,28 @@ Changed = Callable[[int, datetime, EndpointStopped], Awaitable[None]]
 
 
 class Canaries:
-    """The answers of a pool's endpoints to the canary prompts. A single endpoint has nobody to be compared with."""
+    """The answers of a pool's endpoints to the canary prompts. A single endpoint has nobody to be compared with.
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer | None) -> None:
+    The run's budget pays for them; what the last comparison may take is set aside before the first row is asked for.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer | None, budget: Budget) -> None:
         self._config = config
         self._tokenizer = tokenizer
+        self._budget = budget
         self._reference: Song = ()
+        self._last_look = Spend()
         self._good: dict[int, datetime] = {}  # place in the pool → when its last good answers began
 
     async def alike(self, opened: Sequence[OpenEndpoint], say: Callable[[str], None]) -> list[OpenEndpoint]:
-        """The endpoints that hold the same teacher; the others are told to `say`. Raises EndpointUnfit for too few."""
+        """The endpoints that hold the same teacher; the others are told to `say`.
+
+        Raises EndpointUnfit for too few, BudgetSpent.
+        """
         if len(opened) == 1:
             return list(opened)
+        most = song_spend(self._config.price)
+        self._budget.check(most * (2 * len(opened)), "the canaries of the pool, now and at the end")
         began = datetime.now(UTC)
         songs = await asyncio.gather(*(self._song(one) for one in opened))
         votes = [sum(compare(song, other).same_teacher for other in songs) for song in songs]
@@ -53,16 +64,24 @@ class Canaries:
                 kept.append(one)
             else:
                 say(f"{_name(one)} is left out: {_told(found)}.")
+        self._last_look = most * len(kept)
+        self._budget.set_aside(self._last_look, "the canaries at the end")
         return kept
 
     async def watch(self, opened: Sequence[OpenEndpoint], changed: Changed) -> None:
-        """Compare the endpoints of a pool again from time to time; `changed` is told of one that is another teacher."""
-        while self._good:
-            await asyncio.sleep(CANARY_SECONDS)
-            await self._look(opened, changed)
+        """Compare the endpoints of a pool again from time to time, while the budget covers more than the last look.
+
+        `changed` is told of one that is another teacher.
+        """
+        with suppress(BudgetSpent):
+            while self._good:
+                await asyncio.sleep(CANARY_SECONDS)
+                await self._look(opened, changed)
 
     async def last_look(self, opened: Sequence[OpenEndpoint], changed: Changed) -> None:
         """Compare them once more at the end, so that no row is left unwatched; who does not answer in time is not."""
+        self._budget.release(self._last_look)
+        self._last_look = Spend()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_LOOK_SECONDS):
                 await self._look(opened, changed)
@@ -85,7 +104,13 @@ class Canaries:
     async def _song(self, one: OpenEndpoint) -> Song:
         config = self._config
         return await sing(
-            one.sender, teacher=config.teacher, endpoint=one.settings, ask=config.ask, tokenizer=self._tokenizer
+            one.sender,
+            teacher=config.teacher,
+            endpoint=one.settings,
+            ask=config.ask,
+            tokenizer=self._tokenizer,
+            budget=self._budget,
+            price=config.price,
         )
 
 

@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from collectors.budget import Budget, Spend, worst_case
 from collectors.card import EndpointCard, LogprobSpace
-from collectors.config import AskSettings, EndpointSettings, TeacherSettings
+from collectors.config import AskSettings, EndpointSettings, PriceSettings, TeacherSettings
 from collectors.errors import Rejected
 from collectors.http import Request, Response, Sender
 from collectors.normalise import Received
+from collectors.paying import PayingSender
 from collectors.plan import Item
 from collectors.providers import KINDS, Engine, Provider, provider
 from collectors.providers.answer import Answer
@@ -29,6 +31,7 @@ _FEW = 5
 _MANY = 20  # what most servers allow at most
 _LADDER = (20, 64, 256, 1024)
 _REFUSALS = frozenset({400, 404, 405, 413, 422, 501})
+_FEWEST = 8  # requests that even the simplest server is asked
 
 
 async def probe(
@@ -38,15 +41,33 @@ async def probe(
     endpoint: EndpointSettings,
     ask: AskSettings,
     tokenizer: Tokenizer | None = None,
+    budget: Budget | None = None,
+    price: PriceSettings | None = None,
 ) -> EndpointCard:
-    """The card of one endpoint. Raises TransportError, ServerBusy, EndpointStopped, or Rejected when nothing works."""
-    return await _Examination(sender, teacher, endpoint, ask, tokenizer).card()
+    """The card of one endpoint, paid out of `budget`.
+
+    Raises TransportError, ServerBusy, EndpointStopped, BudgetSpent, or Rejected when nothing works.
+    """
+    return await _Examination(PayingSender(sender, budget, price), teacher, endpoint, ask, tokenizer).card()
+
+
+def least_spend(endpoint: EndpointSettings, ask: AskSettings, price: PriceSettings | None) -> Spend:
+    """What a probe takes at least, each request at its worst: with less left it need not begin."""
+    if _speaks_for_itself(endpoint, ask):
+        return Spend(1)
+    item = Item(key="", prompt_id="probe", sample_index=0, prompt=_TEXT, max_tokens=1)
+    return worst_case(price, item) * _FEWEST
+
+
+def _speaks_for_itself(endpoint: EndpointSettings, ask: AskSettings) -> bool:
+    """Whether the endpoint is a masked model or a function, which cannot generate."""
+    return endpoint.kind == "local" and ask.mode in ("classify", "mask")
 
 
 class _Examination:
     def __init__(
         self,
-        sender: Sender,
+        sender: PayingSender,
         teacher: TeacherSettings,
         endpoint: EndpointSettings,
         ask: AskSettings,
@@ -63,7 +84,7 @@ class _Examination:
 
     async def card(self) -> EndpointCard:
         engine = await self._engine()
-        if self._endpoint.kind == "local" and self._ask.mode in ("classify", "mask"):
+        if _speaks_for_itself(self._endpoint, self._ask):
             return self._by_its_word(engine)
         first = await self._first()
         twice = [await self._received_for(replace(self._item, max_tokens=4)) for _ in range(2)]
@@ -176,18 +197,13 @@ class _Examination:
         return item
 
     async def _exchange(self, asker: Provider, item: Item) -> Answer:
-        answer = asker.answer(item, (await self._send(asker.request(item))).body)
+        answer = asker.answer(item, _checked(await self._sender.ask(asker, item)).body)
         if answer.received is not None:
             self._received.append(answer.received)
         return answer
 
     async def _send(self, request: Request) -> Response:
-        """Raises Rejected where the server refuses this very request, else what check_status raises."""
-        response = await self._sender.send(request)
-        if response.status in _REFUSALS:
-            raise Rejected("refused", error_text(response.body), raw=response.body, status=response.status)
-        check_status(response)
-        return response
+        return _checked(await self._sender.send(request))
 
     async def _largest_k(self, known: int) -> tuple[int, int | None]:
         """Most candidates that came, and the number that was refused or cut; asked for upwards until it fails."""
@@ -219,9 +235,9 @@ class _Examination:
         return await self._received_for(self._item, mode="score") is not None
 
     async def _unknown_field(self) -> Literal["ignored", "refused"] | None:
-        request = self._provider().request(replace(self._item, max_tokens=1))
+        asker, item = self._provider(), replace(self._item, max_tokens=1)
         try:
-            await self._send(_with_field(request, "potstill_unknown_field", 1))
+            _checked(await self._sender.ask(asker, item, _with_field(asker.request(item), "potstill_unknown_field", 1)))
         except Rejected:
             return "refused"
         return "ignored"
@@ -233,7 +249,8 @@ class _Examination:
         body = {"model": self._endpoint.served_model or self._teacher.model, "prompt": _TEXT, "max_tokens": 1}
         sent = Request("POST", "/v1/completions", msgspec.json.encode(body | {"echo": True, "logprobs": 1}))
         try:
-            answer = msgspec.json.decode((await self._send(sent)).body)
+            response = await self._sender.ask(self._provider(), replace(self._item, max_tokens=1), sent)
+            answer = msgspec.json.decode(_checked(response).body)
             return "works" if str(answer["choices"][0]["text"]).lstrip().startswith(_TEXT[:20]) else "ignored"
         except Rejected:
             return "refused"
@@ -245,6 +262,14 @@ class _Examination:
         if bos is None or self._item.messages is not None or first.prompt_token_ids is None:
             return None
         return first.prompt_token_ids[0] == bos
+
+
+def _checked(response: Response) -> Response:
+    """Raises Rejected where the server refuses this very request, else what check_status raises."""
+    if response.status in _REFUSALS:
+        raise Rejected("refused", error_text(response.body), raw=response.body, status=response.status)
+    check_status(response)
+    return response
 
 
 def _strict_card(kind: str) -> EndpointCard:

@@ -42,6 +42,11 @@ class Chronicle:
         return self._before.prompts_digest
 
     @property
+    def stored(self) -> bool:
+        """Whether earlier starts committed any row."""
+        return self._before is not None and self._before.committed > 0
+
+    @property
     def last_saved(self) -> datetime | None:
         """When an earlier start last saved the record."""
         return None if self._before is None else self._before.updated_at

@@ -47,6 +47,8 @@ from storage.rows import Row
 from storage.table import Table
 
 _TICK_SECONDS = 0.2
+_UNREADABLE = 50
+"""So many answers that nobody can read, and never a row: the next ones would be paid for in vain too."""
 
 
 def collect(config: RunConfig, *, limit: int | None = None, watcher: Watcher | None = None) -> RunReport:
@@ -93,6 +95,8 @@ class _Run:
         self._start: Mark | None = None
         self._tokens_before = TeacherTokens()
         self._sending: Sending | None = None
+        self._ended: tuple[str, str] | None = None  # outcome and sentence, where the run itself ended the start
+        self._unreadable: int | None = 0  # answers in a row that were none, until there is a row
         self._began = time.monotonic()
 
     async def collect(self) -> RunReport:
@@ -148,10 +152,18 @@ class _Run:
         if chronicle.cards and not await asyncio.to_thread(self._something_to_ask, chronicle.cards[-1]):
             return await asyncio.to_thread(self._end)
         self._state.note = "starting the teacher" if config.pool[0].kind == "embedded" else "probing the endpoint"
-        async with self._ticking(), open_endpoints(config, self._tokenizer) as opened:
-            for line in [line for one in opened for line in check_fit(config, one.card)]:
+        try:
+            await self._ask()
+        except BudgetSpent as error:
+            self._ended = ("budget", str(error))
+        return await asyncio.to_thread(self._end)
+
+    async def _ask(self) -> None:
+        """Open what is to be asked, ask, and keep. Raises BudgetSpent where its probe or canaries are not covered."""
+        async with self._ticking(), open_endpoints(self._config, self._tokenizer, self._budget) as opened:
+            for line in [line for one in opened for line in check_fit(self._config, one.card)]:
                 self._watcher.say(f"note: {line}")
-            canaries = Canaries(config, self._tokenizer)
+            canaries = Canaries(self._config, self._tokenizer, self._budget)
             alike = await canaries.alike(opened, self._watcher.say)
             await asyncio.to_thread(self._prepare, alike)
             watching = asyncio.create_task(canaries.watch(alike, self._changed))
@@ -166,7 +178,6 @@ class _Run:
             if isinstance(watched, Exception):
                 raise watched
             await canaries.last_look(alike, self._changed)
-        return await asyncio.to_thread(self._end)
 
     def _committed(self, counts: Counts, keys: Sequence[str]) -> None:
         if self._chronicle.bookmark is not None:
@@ -194,6 +205,8 @@ class _Run:
             if saved is None or raw.received_at > saved:
                 self._budget.spent += _spent(outcome)
         self._recovered = self._keeper.counts.committed + self._keeper.counts.rejected
+        if self._keeper.counts.committed or self._chronicle.stored:
+            self._unreadable = None
         if count := self._keeper.counts.committed:
             self._watcher.say(f"{count:,} rows from what an earlier start had received")
 
@@ -288,6 +301,21 @@ class _Run:
             usage = outcome.usage if isinstance(outcome, Row) else None
             prompt, completion = (None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
             one.answer.endpoint.settle(one.answer, prompt, completion)
+            self._heed(outcome)
+
+    def _heed(self, outcome: Row | Reject) -> None:
+        """Stop when the first answers are all unreadable; what is in flight is still kept."""
+        if self._unreadable is None or isinstance(outcome, Row):
+            self._unreadable = None
+            return
+        self._unreadable += 1
+        if self._unreadable == _UNREADABLE:
+            self._ended = (
+                "part",
+                f"None of the first {_UNREADABLE} answers can be read ({outcome.reason}: {outcome.detail}), so no more "
+                "are asked for: compare endpoint.kind with what the server is, and run the same command again.",
+            )
+            self._stop.set()
 
     @asynccontextmanager
     async def _ticking(self) -> AsyncIterator[None]:
@@ -338,6 +366,8 @@ class _Run:
         )
 
     def _outcome(self) -> tuple[str, str]:
+        if self._ended is not None:
+            return self._ended
         sending, counts = self._sending, self._keeper.counts
         nothing = self._plan is None or self._plan.planned == 0
         if sending is None or (nothing and not self._stop.is_set()):  # a stop may come before anything is planned

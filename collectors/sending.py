@@ -76,7 +76,7 @@ class Sending:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send until the source is empty, `stop` is set, or nothing can be asked any more."""
-        gauges = [asyncio.create_task(follow_queue(one)) for one in self.endpoints if one.slots.adaptive]
+        gauges = [asyncio.create_task(follow_queue(one)) for one in self.endpoints if one.watched]
         try:
             await self._send(stop)
         finally:

@@ -57,8 +57,7 @@ class _Teacher:
 
         Row j of a causal model is the distribution of token first + j + 1.
         """
-        device, at = self.model.device, 0
-        first = [0] * len(rows) if first is None else first
+        device, at, first = self.model.device, 0, [0] * len(rows) if first is None else first
         while at < len(rows):
             end, longest, earliest = at, 0, first[at]
             while end < len(rows):
@@ -76,8 +75,11 @@ class _Teacher:
                 yield of_row[begin - left_out : len(row) - left_out]
             at = end
 
-    def check_length(self, tokens: int) -> None:
-        """Raise Rejected where a sequence is longer than the model's context, or its logits than memory should be."""
+    def check(self, ids: Sequence[int], more: int = 0) -> None:
+        """Raise Rejected where a sequence, with `more` to come, has ids unknown to the model, or is too long for it."""
+        if (strange := next((one for one in ids if not 0 <= one < self.vocabulary), None)) is not None:
+            raise Rejected("id_out_of_vocabulary", f"token id {strange}; the model has {self.vocabulary} tokens")
+        tokens = len(ids) + more
         if self.context_length is not None and tokens > self.context_length:
             raise Rejected("context_overflow", f"{tokens} tokens, more than the model's {self.context_length}")
         if tokens * self.vocabulary > _LOGITS_OF_ONE:
@@ -85,8 +87,7 @@ class _Teacher:
 
     def about(self) -> About:
         """Engine, version, vocabulary, context and chat template."""
-        template = getattr(self.tokenizer, "chat_template", None)
-        dtype = str(self.model.dtype).removeprefix("torch.")
+        template, dtype = getattr(self.tokenizer, "chat_template", None), str(self.model.dtype).removeprefix("torch.")
         return About(
             engine="transformers",
             version=f"{version('transformers')} torch {torch.__version__} {dtype}",
@@ -139,7 +140,7 @@ class CausalTeacher(_Teacher):
         ids, first = prompt + more, len(prompt) if more else 1
         if len(ids) <= first or first == 0:
             raise Rejected("no_targets", "the text has no token that the teacher had a context for")
-        self.check_length(len(ids))
+        self.check(ids)
         return ids, first
 
     def _continuation(self, text: str) -> list[int]:
@@ -159,7 +160,8 @@ class CausalTeacher(_Teacher):
         prompt, labels = self.prompt_ids(question), [self._continuation(label) for label in question.labels]
         if not prompt or not all(labels):
             raise Rejected("no_targets", "the prompt or a label has no tokens")
-        self.check_length(len(prompt) + max(map(len, labels)))
+        for label in labels:
+            self.check(prompt + label)
         return _Labelled(prompt, labels)
 
     def _generate(self, questions: Sequence[Question]) -> list[Told | Rejected]:
@@ -174,16 +176,14 @@ class CausalTeacher(_Teacher):
         prompt = self.prompt_ids(question)
         if not prompt:
             raise Rejected("empty_prompt", "a prompt without tokens cannot be continued")
-        self.check_length(len(prompt) + question.max_tokens)
+        self.check(prompt, question.max_tokens)
         return _Growing(question, prompt)
 
     @torch.inference_mode()
     def _grow(self, states: Sequence["_Growing"]) -> None:
         width, device = max(len(state.prompt) for state in states), self.model.device
-        fed = torch.tensor([[0] * (width - len(state.prompt)) + state.prompt for state in states], device=device)
-        mask = torch.tensor(
-            [[0] * (width - len(state.prompt)) + [1] * len(state.prompt) for state in states], device=device
-        )
+        fed = torch.tensor([[0] * (width - len(one.prompt)) + one.prompt for one in states], device=device)
+        mask = torch.tensor([[0] * (width - len(one.prompt)) + [1] * len(one.prompt) for one in states], device=device)
         cache, ends = None, _ends(self.model, self.tokenizer)
         while any(state.growing for state in states):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -fed.shape[1] :]
@@ -299,7 +299,7 @@ class MaskedTeacher(_Teacher):
         if question.messages is not None or question.completion is not None:
             raise Rejected("text_only", "a text is masked, not messages or a completion: use prompts")
         ids = list(question.prompt_token_ids or self.tokenizer(question.prompt)["input_ids"])
-        self.check_length(len(ids))
+        self.check(ids)
         special = set(self.tokenizer.all_special_ids)
         free = [i for i, token in enumerate(ids) if token not in special]
         if not free:
@@ -323,7 +323,7 @@ def open_teacher(folder: Path | str, mode: str, dtype: str = "auto") -> CausalTe
         raise EndpointStopped(
             f"The teacher {folder} cannot be read as a transformers model with safetensors: {first}"
         ) from error
-    if mode == "mask" and teacher.tokenizer.mask_token_id is None:
+    if mode == "mask" and teacher.tokenizer.mask_token_id not in range(teacher.vocabulary):
         raise EndpointStopped(f"The tokenizer of {folder} has no mask token: ask.mode = 'mask' needs a masked model.")
     return teacher
 

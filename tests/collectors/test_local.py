@@ -143,6 +143,24 @@ def test_one_bad_text_does_not_spoil_its_batch(absolute: CausalTeacher, made: Ma
         assert isinstance(good, Reading) and isinstance(bad, str) and "context_overflow" in bad
 
 
+def test_ids_outside_the_vocabulary_never_reach_the_model(
+    causal: CausalTeacher, masked: MaskedTeacher, made: Make, item: NewItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU an index out of range ends the process and all that is in flight."""
+    for teacher, mode in ((causal, "score"), (causal, "generate"), (causal, "classify"), (masked, "mask")):
+        one = made("local", mode=mode, top_k=2, **({"labels": ("a", "b")} if mode == "classify" else {}))
+        size = teacher.vocabulary
+        asked = [item(prompt_token_ids=(5, 6, strange, 7), max_tokens=2) for strange in (size - 1, size, 2**31 - 1, -1)]
+        good, *bad = ask(teacher, one, *asked)
+        assert isinstance(good, Reading), (mode, good)
+        assert all(isinstance(told, str) and "id_out_of_vocabulary" in told for told in bad), (mode, bad)
+    monkeypatch.setattr(causal, "_continuation", lambda text: [causal.vocabulary])
+    for mode, more in (("score", {}), ("classify", {"labels": ("a", "b")})):
+        asked_for = item(prompt=TEXTS[0], completion="x" if mode == "score" else None)
+        (told,) = ask(causal, made("local", mode=mode, top_k=2, **more), asked_for)
+        assert isinstance(told, str) and "id_out_of_vocabulary" in told
+
+
 def test_a_text_is_scored(causal: CausalTeacher, made: Make, item: NewItem) -> None:
     one = made("local", mode="score", top_k=5, tail_sums=(2.0,))
     (found,) = ask(causal, one, item(prompt="the still was charged"))

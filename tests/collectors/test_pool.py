@@ -177,5 +177,21 @@ def test_a_start_that_was_killed_before_it_flagged_is_made_up_for(
         assert sum(bool(row["flags"]) for row in before) < len(before)
 
 
+@pytest.mark.parametrize("allowed", [30, 60, 110, 160])
+def test_canaries_are_paid_out_of_the_budget_and_the_last_look_is_always_covered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    monkeypatch.setattr(pool, "CANARY_SECONDS", 0.05)
+    with TeacherServer(latency=0.01) as first, TeacherServer(latency=0.01) as second:
+        config = pooled(tmp_path, first, second, prompts=200)
+        config = config.model_copy(update={"budget": config.budget.model_copy(update={"requests": allowed})})
+        reports = [collect(config) for _ in range(2)]
+        seen = len(first.headers) + len(second.headers)
+        assert {one.outcome for one in reports} == {"budget"}
+        assert 17 < seen <= Table.open(config.table).runs()[0].requests <= allowed
+        if reports[0].committed:
+            assert [ask.body["temperature"] for ask in first.asks[-8:]] == [0.0] * 8, "the look comes last"
+
+
 class KilledHere(Exception):
     pass

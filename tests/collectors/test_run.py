@@ -187,31 +187,79 @@ def test_a_run_that_the_card_contradicts_does_not_start(tmp_path: Path) -> None:
 
 def test_a_spent_budget_ends_in_part_and_more_budget_goes_on(tmp_path: Path) -> None:
     with TeacherServer() as server:
-        config = run_config(tmp_path, server.url, prompts=40, more="[budget]\ntokens = 400\n")
+        config = run_config(tmp_path, server.url, prompts=80, more="[budget]\ntokens = 1200\n")
         report = collect(config)
         assert (report.outcome, report.exit_code) == ("budget", 4)
-        assert 0 < report.committed < 40
+        assert 0 < report.committed < 80
         assert "budget.tokens" in report.detail
         again = collect(config)
         assert again.outcome == "budget"
         used = rows(config, "SELECT sum(usage.prompt_tokens + usage.completion_tokens) AS n FROM soft_labels")[0]["n"]
-        assert used <= 400
+        assert used <= 1200
+        assert Table.open(config.table).runs()[0].prompt_tokens > used, "the probe of each start counts too"
         more = config.model_copy(update={"budget": config.budget.model_copy(update={"tokens": 100_000})})
         assert collect(more).outcome == "done"
-    assert len(rows(config)) == 40
+    assert len(rows(config)) == 80
 
 
 def test_dollars_are_counted_by_usage_and_never_passed(tmp_path: Path) -> None:
-    more = "[price]\ninput_per_million = 1000.0\noutput_per_million = 2000.0\n[budget]\nusd = 0.5\n"
+    more = "[price]\ninput_per_million = 1000.0\noutput_per_million = 2000.0\n[budget]\nusd = 1.6\n"
     with TeacherServer() as server:
         config = run_config(tmp_path, server.url, prompts=60, more=more)
         report = collect(config)
     assert report.outcome == "budget"
     spent = rows(config, "SELECT sum(usage.cost_usd) AS usd FROM soft_labels")[0]["usd"]
-    assert 0.2 < spent <= 0.5
-    assert report.usd <= 0.5
+    assert 0.2 < spent < report.usd <= 1.6
     (run,) = Table.open(config.table).runs()
     assert run.cost_usd == pytest.approx(report.usd)
+
+
+@pytest.mark.parametrize("allowed", [3, 8, 30, 100])
+def test_no_request_of_any_kind_passes_the_budget(tmp_path: Path, allowed: int) -> None:
+    """Probes, the server's own tokenizing, looks at its health, tries: the server counts them all, over all starts."""
+    faults = {3: "http-429-0", 7: "die", 11: "reset"}
+    with TeacherServer(lambda ask: faults.get(ask.prompt_number or 0) if ask.attempt == 1 else None) as server:
+        config = run_config(tmp_path, server.url, prompts=60, more=f"[budget]\nrequests = {allowed}\n")
+        reports = [collect(config) for _ in range(3)]
+        assert {(one.outcome, one.exit_code) for one in reports} == {("budget", 4)}
+        assert len(server.headers) <= allowed
+        seen = len(server.headers)
+        assert collect(config).outcome == "budget"
+        assert len(server.headers) == seen or allowed - seen >= 8, "who cannot pay a probe asks nothing"
+    (run,) = Table.open(config.table).runs()
+    assert seen <= run.requests <= allowed
+    assert (seen == 0) == (allowed < 9)
+    if allowed == 100:
+        assert len(rows(config)) > 20
+        assert "budget.requests" in reports[0].detail
+
+
+def test_a_budget_that_cannot_pay_the_probe_ends_the_start_at_once(tmp_path: Path) -> None:
+    with TeacherServer() as server:
+        config = run_config(tmp_path, server.url, more="[budget]\ntokens = 300\n")
+        report = collect(config)
+        assert (report.outcome, report.exit_code, server.headers) == ("budget", 4, [])
+        assert "a probe of the endpoint" in report.detail and "raise budget.tokens" in report.detail
+        assert probe_endpoints(config), "a probe alone has no budget"
+
+
+def test_a_run_of_which_no_answer_can_be_read_is_stopped(tmp_path: Path) -> None:
+    with TeacherServer(lambda ask: None if ask.prompt_number is None else "wrong-type") as server:
+        config = run_config(tmp_path, server.url, prompts=400)
+        report = collect(config)
+        assert (report.outcome, report.exit_code, report.committed) == ("part", 4, 0)
+        assert "wrong_shape" in report.detail and "endpoint.kind" in report.detail
+        assert 50 <= report.rejected == len(rows(config, "SELECT raw FROM rejects")) < 120
+        server.fault = lambda ask: None
+        assert collect(config).committed == 400 - report.rejected
+
+
+def test_one_row_in_the_table_and_rejects_stop_nothing(tmp_path: Path) -> None:
+    with TeacherServer(lambda ask: "wrong-type" if ask.prompt_number else None) as server:
+        report = collect(run_config(tmp_path, server.url, prompts=150))
+        again = collect(run_config(tmp_path, server.url, prompts=300))
+    assert (report.committed, report.rejected) == (1, 149)
+    assert again.rejected == 150
 
 
 def test_a_key_never_reaches_a_file_or_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
