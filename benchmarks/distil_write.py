@@ -35,7 +35,25 @@ def section(found: dict[str, Any], setting: str) -> str:
         lines.append(f"| {name} | " + " | ".join([*figures, *each]) + " |")
     won = "beats CE and both renormalised losses" if found["bucket_wins_every_seed"] else "does NOT beat all others"
     plot_line = "![KL and calibration error by loss](distil.svg)"
-    return "\n".join([*lines, "", f"In KL, bucket {won} in every seed.", "", plot_line, ""])
+    why = "" if found["bucket_wins_every_seed"] else _why(found)
+    return "\n".join([*lines, "", f"In KL, bucket {won} in every seed.{why}", "", plot_line, ""])
+
+
+def _why(found: dict[str, Any]) -> str:
+    """Where bucket and the loss that rescales the teacher alone differ: by the parts, and by what the tail holds."""
+    zero, bucket = (
+        {key: mean(run[key] for run in found["runs"] if run["loss"] == name) for key in ("kl_mass", "kl_head", "tail")}
+        for name in ("top-k, teacher renormalised", "bucket")
+    )
+    tail = mean(run["teacher_tail"] for run in found["runs"])
+    there = "above" if zero["tail"] > tail else "below"
+    mass, head = bucket["kl_mass"] - zero["kl_mass"], bucket["kl_head"] - zero["kl_head"]
+    return (
+        f" Against the loss that rescales the teacher alone it has {mass:+.3f} nats in how much the candidates get and "
+        f"{head:+.3f} among them. That loss teaches that the tail is impossible, which misleads a student whose tail is "
+        f"already below the teacher's {tail:.0%}; here it is {there} ({zero['tail']:.0%}, with bucket "
+        f"{bucket['tail']:.0%}). While it is above, both pull the same way, and the one without a tail pulls harder."
+    )
 
 
 _COLUMNS = (
