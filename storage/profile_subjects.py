@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from storage.profile_outliers import LARGE, LEAST_ROWS, OUTER, far_out, spread
 
 NEAREST = 0.02, 0.1
-CHANCE = 1e-4
+CHANCE = 5e-4
 """That one of a sound table's named groups lies so far out."""
 LEAST_SHARE, MOST_SHARE, LEAST = 0.015, 0.05, 5
 NEIGHBOURS = 10
@@ -32,8 +32,8 @@ def strange_subject(spaces: Sequence[NDArray[Any]], sources: Sequence[Mapping[st
     Each space is unit vectors [rows, dimensions] of the rows: of their prompts, their texts, the tokens that the
     teacher considered. A row's distance is the mean over spaces, in robust standard units, of 1 − cosine to its nearest
     rows from the 2 % to the 10 % nearest: a small group's own rows do not count. Rows are strange when too many lie far
-    out, or when a small group by its `sources` (domain, run, day …) does as a whole: many rows that each are a little
-    strange are certain together.
+    out, or when a small group by its `sources` (domain, run, day …) does as a whole, by the mean, its prompts or what
+    the teacher considered: many rows that each are a little strange are certain together.
     """
     from scipy.stats import norm
 
@@ -41,17 +41,24 @@ def strange_subject(spaces: Sequence[NDArray[Any]], sources: Sequence[Mapping[st
     if len(sources) < LEAST_ROWS:
         return found
     parts = [_distances(vectors) for vectors in spaces]
-    distances = np.mean([(part - np.median(part)) / max(spread(part), 1e-9) for part in parts], axis=0)
+    parts = [(part - np.median(part)) / max(spread(part), 1e-9) for part in parts]
+    distances = np.mean(parts, axis=0)
     for row in np.flatnonzero(far_out(distances)):
         found[int(row)] = "far from all others"
-    groups = list(_small_groups(sources))
-    certain = float(norm.isf(CHANCE / max(len(groups), 1)))
+    groups, views = list(_small_groups(sources)), [distances, parts[0], *parts[2:]]
+    certain = float(norm.isf(CHANCE / max(len(groups) * len(views), 1)))
     for by, group, inside in groups:
-        difference = (distances[inside].mean() - np.median(distances[~inside])) / max(spread(distances[~inside]), 1e-9)
-        if difference >= LARGE and difference * np.sqrt(inside.sum()) >= certain:
+        if any(_lies_out(view, inside, certain) for view in views):
             for row in np.flatnonzero(inside):
                 found.setdefault(int(row), f"{by} {group}: {inside.sum()} rows far from the others")
     return dict(sorted(found.items()))
+
+
+def _lies_out(distances: NDArray[np.float64], inside: NDArray[np.bool_], certain: float) -> bool:
+    """Whether a group's mean is a row's standard deviation above the others' median, and `certain` of its own."""
+    rest = distances[~inside]
+    difference = (distances[inside].mean() - np.median(rest)) / max(spread(rest), 1e-9)
+    return bool(difference >= LARGE and difference * np.sqrt(inside.sum()) >= certain)
 
 
 def isolated_group(prompts: NDArray[Any], texts: NDArray[Any]) -> NDArray[np.intp]:
