@@ -14,6 +14,9 @@ class QueueingServer:
         self._room = asyncio.Semaphore(width)
         self._seconds = seconds
 
+    def widen(self) -> None:
+        self._room.release()
+
     async def answer(self) -> None:
         async with self._room:
             await asyncio.sleep(self._seconds)
@@ -109,6 +112,22 @@ def test_a_queue_of_others_is_made_way_for_and_its_end_is_used() -> None:
         assert slots.limit > 16
 
     run(story())
+
+
+def test_room_that_a_server_gains_is_found() -> None:
+    """Steps by a constant bring too little on a high limit to be told from chance: they would stay where they are."""
+
+    async def story() -> tuple[int, int]:
+        slots, server = Slots("adaptive"), QueueingServer(64)
+        await load(slots, server, answers=8000)
+        before = slots.limit
+        for _ in range(192):
+            server.widen()
+        await load(slots, server, answers=40_000)
+        return before, slots.limit
+
+    before, after = run(story())
+    assert before <= 160 and after >= 200, (before, after)
 
 
 def test_a_fixed_number_is_not_moved_by_a_queue() -> None:
