@@ -50,8 +50,8 @@ def _why(found: dict[str, Any]) -> str:
     mass, head = bucket["kl_mass"] - zero["kl_mass"], bucket["kl_head"] - zero["kl_head"]
     return (
         f" Against the loss that rescales the teacher alone it has {mass:+.3f} nats in how much the candidates get and "
-        f"{head:+.3f} among them. That loss teaches that the tail is impossible, which misleads a student whose tail is "
-        f"already below the teacher's {tail:.0%}; here it is {there} ({zero['tail']:.0%}, with bucket "
+        f"{head:+.3f} among them. That loss teaches that the tail is impossible, which misleads a student whose tail "
+        f"is already below the teacher's {tail:.0%}; here it is {there} ({zero['tail']:.0%}, with bucket "
         f"{bucket['tail']:.0%}). While it is above, both pull the same way, and the one without a tail pulls harder."
     )
 
