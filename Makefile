@@ -48,6 +48,7 @@ bench-distil: $(READY) ## what each loss is worth: Gemma 3 270M on real text, th
 	@$(BIN)/python -m benchmarks.distil
 
 nightly: $(READY) ## slow proofs: SIGKILLs by the hundred, the true clock, planted faults
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embeddings]'
 	@$(BIN)/python -m benchmarks.storage_kills
 	@$(BIN)/python -m benchmarks.collect_kills
 	@$(BIN)/python -m benchmarks.collect_rate
