@@ -161,7 +161,7 @@ def _show(found: Estimate) -> None:
     click.echo(f"prompts      {found.prompts:,}")
     click.echo(f"in the table {found.known:,}")
     click.echo(f"duplicates   {found.duplicates:,}")
-    click.echo(f"requests     {likely.requests:,}")
+    click.echo(f"requests     {likely.requests:,} for answers; those of probe, canaries and tokenizing come beside")
     click.echo(f"tokens       {likely.tokens:,} to {worst.tokens:,}")
     click.echo(f"cost         ${likely.usd:,.2f} to ${worst.usd:,.2f}")
     if found.minutes is not None:
