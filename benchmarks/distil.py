@@ -21,6 +21,7 @@ from benchmarks.distil_measure import measure
 from benchmarks.distil_teacher import trim
 from benchmarks.distil_text import prompts
 from benchmarks.distil_write import plot, section
+from benchmarks.profile_rows import INSIDE_USE
 from benchmarks.storage_figures import write_section
 from trainer.config import TrainConfig, read_config
 from trainer.fit import train
@@ -48,21 +49,6 @@ path = "prompts.jsonl"
 [ask]
 mode = "score"
 top_k = 20
-"""
-USE = """action = "internal_use"
-[student]
-name = "documentation-small"
-licence = "LicenseRef-scancode-gemma-tou-2025-03-24"
-init_from = "scratch"
-kind = "general_llm"
-distributed = false
-intent_similar = true
-[organisation]
-domicile = "US"
-deploys_in = ["US"]
-commercial = true
-[data]
-signal = "top_k_logprobs"
 """
 TRAIN = """table = "soft_labels"
 use = "use.toml"
@@ -121,7 +107,7 @@ def _collect(lines: list[dict[str, Any]], folder: Path) -> None:
     written = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
     (folder / "prompts.jsonl").write_text("".join(written), "utf-8")
     (folder / "run.toml").write_text(RUN, "utf-8")
-    (folder / "use.toml").write_text(USE, "utf-8")
+    (folder / "use.toml").write_text(INSIDE_USE, "utf-8")
     potstill = Path(sys.executable).with_name("potstill")
     subprocess.run([potstill, "collect", "run.toml"], cwd=folder, check=True)
 

@@ -117,9 +117,9 @@ top_k = 10
 max_tokens = 40
 temperature = 1.0
 """
-USE = """action = "internal_use"
+INSIDE_USE = """action = "internal_use"
 [student]
-name = "none"
+name = "benchmark"
 licence = "LicenseRef-scancode-gemma-tou-2025-03-24"
 init_from = "scratch"
 kind = "general_llm"
@@ -141,7 +141,7 @@ def rows() -> list[Row]:
     """The rows on SUBJECTS, collected where they are not there yet."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "run.toml").write_text(RUN, "utf-8")
-    (FOLDER / "use.toml").write_text(USE, "utf-8")
+    (FOLDER / "use.toml").write_text(INSIDE_USE, "utf-8")
     lines = [
         {"id": f"{name}-{number}", "prompt": prompt, "domain": name, "licence": "CC0-1.0"}
         for name, prompts in SUBJECTS.items()

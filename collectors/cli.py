@@ -74,9 +74,9 @@ def collect(run: Path, dry_run: bool, limit: int | None, waivers: tuple[Path, ..
             click.echo(f"next starts  {', '.join(f'{start:%a %Y-%m-%d %H:%M %Z}' for start in starts)}")
         sys.exit(found.decision.exit_code)
 
-    from collectors.holder import check_not_held
+    from storage.locks import check_free
 
-    check_not_held(config)
+    check_free(config.table / "journal", config.run_id)  # told before the slow imports
     from collectors.progress import Console
     from collectors.run import collect as run_it
 

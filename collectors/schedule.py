@@ -23,12 +23,11 @@ from tzlocal import get_localzone
 from collectors.config import RunConfig
 from collectors.cron import WEEKDAYS, Cron, ScheduleSettings, Window
 from collectors.errors import ScheduleMissing
-from collectors.holder import check_not_held
 from collectors.progress import RunState
 from collectors.run import collect_until
 from collectors.stopping import run_until_stopped
 from storage.ledgers import RunRecord
-from storage.locks import hold
+from storage.locks import check_free, hold
 from storage.table import Table
 
 Say = Callable[[str, str], None]
@@ -199,7 +198,7 @@ class _Keeper:
             self._working.discard(task)
 
     async def _once(self, one: Standing) -> int:
-        check_not_held(one.config)
+        check_free(one.config.table / "journal", one.config.run_id)
         if one.settings.jitter and await asyncio.to_thread(self._due, one, True):
             pause = random.uniform(0, one.settings.jitter)
             self._say(one.config.name, f"starts in {pause:.0f} s (jitter)")

@@ -56,7 +56,7 @@ class RunLock:
                     patience -= 1
                     time.sleep(0.05)
                     continue
-                raise RunHeld(f"Run {run_id} is already running: {holder}. Wait for it, or stop it first.") from None
+                raise _run_held(run_id, holder) from None
             # whoever released it may have removed the file between our open and our lock
             if self._path.exists() and os.fstat(descriptor).st_ino == self._path.stat().st_ino:
                 return descriptor
@@ -93,6 +93,16 @@ def held_by(path: Path) -> str | None:
         return _holder(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_free(journal: Path, run_id: str) -> None:
+    """Raise RunHeld when another process holds a run of this journal folder; a look, before anything is taken."""
+    if (holder := held_by(journal / f"{run_id}.lock")) is not None:
+        raise _run_held(run_id, holder)
+
+
+def _run_held(run_id: str, holder: str) -> RunHeld:
+    return RunHeld(f"Run {run_id} is already running: {holder}. Wait for it, or stop it first.")
 
 
 def _holder(descriptor: int) -> str:

@@ -179,13 +179,7 @@ def identity(found):
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-HALF = settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-class OtherHalf(TableMachine):
-    """So that two processes share the examples."""
-
-
 TestTable = pytest.mark.timeout(1200)(TableMachine.TestCase)
-TestTableToo = pytest.mark.timeout(1200)(OtherHalf.TestCase)
-TestTable.settings = TestTableToo.settings = HALF
+TestTable.settings = settings(
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
