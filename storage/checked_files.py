@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import stat
 import threading
-import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 from typing import Any, NoReturn, Self
+from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -190,22 +190,28 @@ class _CheckedFile:
 
         `data` is what lies at `start`. Where no page starts whose checksum is right, the footer is asked.
         """
-        at, stop = first, min(end, self._pages.next(first))
-        while at < stop and (page_end := self._page(at, start, data)) is not None:
-            at = page_end
-        return self._pages.add(first, at) if at > first else self._chunk(first)
+        at, stop = first - start, min(end, self._pages.next(first)) - start
+        limit, view = min(len(data), self._footer - start), memoryview(data)
+        while at < stop:
+            header = page_header(data, at)
+            if header is None or header[1] > limit:
+                page_end = self._page(start + at)
+                if page_end is None:
+                    break
+                at = page_end - start
+            elif crc32(view[header[0] : header[1]]) == header[2]:
+                at = header[1]
+            else:
+                break
+        return self._pages.add(first, start + at) if start + at > first else self._chunk(first)
 
-    def _page(self, at: int, start: int, data: bytes) -> int | None:
-        """End of the page that starts at `at` and has the checksum that its header says, or None."""
-        header = page_header(data, at - start)
-        if header is None:  # `data` may end within it
-            start, data = at, self._from_disk(_HEADER, at)
-            header = page_header(data)
-        if header is None or header[2] is None or start + header[1] > self._footer:
+    def _page(self, start: int) -> int | None:
+        """End of the page that starts at this byte and has the checksum that its header says, or None."""
+        header = page_header(self._from_disk(_HEADER, start))
+        if header is None or start + header[1] > self._footer:
             return None
         first, end, checksum = header
-        page = memoryview(data)[first:end] if end <= len(data) else self._from_disk(end - first, start + first)
-        return start + end if zlib.crc32(page) == checksum else None
+        return start + end if crc32(self._from_disk(end - first, start + first)) == checksum else None
 
     def _chunk(self, byte: int) -> int:
         """Check all pages of the column chunk that holds this byte, found in the footer; → the chunk's end."""
@@ -220,7 +226,7 @@ class _CheckedFile:
             if header is None or header[1] > size:
                 self._damaged(f"no page starts at byte {first + at}")
             page, end, checksum = header
-            if checksum is not None and zlib.crc32(memoryview(data)[page:end]) != checksum:
+            if checksum is not None and crc32(memoryview(data)[page:end]) != checksum:
                 self._damaged(f"the page at byte {first + at} has another checksum than its header says")
             at = end
         return self._pages.add(first, first + size)

@@ -20,7 +20,7 @@ _NUMBER = rb"[\x80-\xff]{0,4}[\x00-\x7f]"
 _WITHOUT_BOUNDS = re.compile(
     rb"\x15[\x00\x04]\x15%(n)b\x15(%(n)b)\x15(%(n)b)[\x1c\x3c](?:\x15%(n)b)+\x12?(?:\x1c\0)?\0\0" % {b"n": _NUMBER}
 )
-"""type (a data or dictionary page), uncompressed size, size, checksum, a struct of numbers whose statistics are empty."""
+"""Type (a data or dictionary page), uncompressed size, size, checksum, a struct of numbers with empty statistics."""
 
 
 def page_header(data: bytes, at: int = 0) -> tuple[int, int, int | None] | None:  # noqa: C901 - thousands a query: one loop
