@@ -29,8 +29,8 @@ def page_header(data: bytes, at: int = 0) -> tuple[int, int, int | None] | None:
     None where there is no header, or `data` ends within it.
     """
     if known := _WITHOUT_BOUNDS.match(data, at):
-        size, checksum = _meaning(*known.groups())
-        return known.end(), known.end() + size, checksum
+        length, crc = _meaning(*known.groups())
+        return known.end(), known.end() + length, crc
     size, checksum = -1, None
     name = depth = 0
     try:
