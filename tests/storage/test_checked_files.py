@@ -10,11 +10,12 @@ from storage.errors import TableDamaged
 from storage.page_header import page_header
 
 
-@pytest.fixture
-def path(tmp_path):
+@pytest.fixture(params=[True, False], ids=["bounds", "no bounds"])
+def path(tmp_path, request):
     path = tmp_path / "a.parquet"
     numbers = pa.table({"n": pa.array(range(50_000)), "s": [f"word {n % 7}" for n in range(50_000)]})
-    pq.write_table(numbers, path, row_group_size=20_000, data_page_size=8192, write_page_checksum=True)
+    options = {"row_group_size": 20_000, "data_page_size": 8192, "write_page_checksum": True}
+    pq.write_table(numbers, path, write_statistics=request.param, **options)
     return path
 
 
