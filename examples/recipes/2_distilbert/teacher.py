@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 STEPS, LENGTH = 400, 32
@@ -15,11 +15,12 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """WordPiece, as BERT's."""
-    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    pieces.normalizer = normalizers.BertNormalizer()
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=500, special_tokens=SPECIAL))
+    """WordPiece, as BERT's, over all words of the texts: a trained vocabulary would be another one in every run."""
+    clean, cut = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = sorted({word for text in texts for word, _ in cut.pre_tokenize_str(clean.normalize_str(text))})
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *words])}
+    pieces = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    pieces.normalizer, pieces.pre_tokenizer = clean, cut
     pieces.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(name, SPECIAL.index(name)) for name in ("[CLS]", "[SEP]")]
     )
