@@ -36,15 +36,15 @@ of 256 KB 177.6, 928, of 8 MB 147.9, 893, of version 2 149.6, 1,121; zstd level 
 (slow to write); a memory map with or without read-ahead 1,143 and 1,100. None that keeps to 152 bytes gains more than
 the spread between runs."""
 SQL_NOTES = """\
-Runs of 21 and 61 pairs on 2026-11-24, at load 1 to 2, gave the filter 1.23 to 1.28 and the join 1.16 to 1.26. Files that
-the WHERE rules out by teacher or time stay closed (half of them in the filter), the log is read once, a footer with one
-read, the database starts beside the opening of the table. What cost most was Python's lock: DuckDB has eight threads
-that only read, and each call of theirs needs the lock; without them the threads that compute read for themselves. In one
-run of 31, medians beside plain DuckDB, two such threads gave 1.38 and 1.34, none 1.14 and 1.19. The headers of pages
-without bounds are recognized by one pattern: 5.8 → 1.7 µs for one that was met before. Before both it was 1.45 and 1.37.
-Tried without gain: DuckDB's caches of files and of metadata off and on, no prefetching, exact reads, row groups of 2^16
-rows. With the page cache dropped before each of 9 runs: filter 0.117 s beside 0.106, join 0.305 beside 0.233 (with two
-reading threads 0.130 and 0.288)."""
+Runs of 21 and 61 pairs on 2026-11-24, at load 1 to 2, gave the filter 1.23 to 1.28 and the join 1.16 to 1.26. Files
+that the WHERE rules out by teacher or time stay closed (half of them in the filter), the log is read once, a footer
+with one read, the database starts beside the opening of the table. What cost most was Python's lock: DuckDB has eight
+threads that only read, and each call of theirs needs the lock; without them the threads that compute read for
+themselves. In one run of 31, medians beside plain DuckDB, two such threads gave 1.38 and 1.34, none 1.14 and 1.19.
+The headers of pages without bounds are recognized by one pattern: 5.8 → 1.7 µs for one that was met before. Before
+both it was 1.45 and 1.37. Tried without gain: DuckDB's caches of files and of metadata off and on, no prefetching,
+exact reads, row groups of 2^16 rows. With the page cache dropped before each of 9 runs: filter 0.117 s beside 0.106,
+join 0.305 beside 0.233 (with two reading threads 0.130 and 0.288)."""
 
 
 def main() -> None:
